@@ -1,0 +1,1 @@
+"""What a corpus becomes: discover, decode, embed, store. Knows nothing of questions."""

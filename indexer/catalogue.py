@@ -1,0 +1,558 @@
+"""The catalogue: which files and pieces are in the index, in a database. It is the truth; all else is checked by it.
+
+This is the only module that imports sqlalchemy.
+
+    meta      the counters of the index: format, generation of the vector files, rows in each, version
+    assets    a file, or an object added from memory
+    items     a searchable piece of an asset, and the row of its vector
+    skipped   a file that could not be read, with the reason; not tried again until it changes
+    freed     rows whose piece is gone and whose bytes must be, or are, zeros
+
+Paths are stored as bytes, as the file system has them: a name need not be UTF-8.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from indexer.errors import IndexDamaged, StorageError
+from indexer.types import Asset, Item, Modality, Skipped, Span
+
+SCHEMA_VERSION = 1
+
+_METADATA = sa.MetaData()
+
+META = sa.Table(
+    "meta",
+    _METADATA,
+    sa.Column("name", sa.String(40), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+ASSETS = sa.Table(
+    "assets",
+    _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("path", sa.LargeBinary, unique=True),
+    sa.Column("key", sa.Text, unique=True),
+    sa.Column("modality", sa.String(8), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.LargeBinary(16), nullable=False, index=True),
+    sa.Column("taken", sa.Float),
+    sa.Column("metadata", sa.Text),
+    sa.Column("complete", sa.Boolean, nullable=False),
+    sa.CheckConstraint("(path IS NULL) != (key IS NULL)"),
+)
+ITEMS = sa.Table(
+    "items",
+    _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("asset_id", sa.ForeignKey("assets.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("ordinal", sa.Integer, nullable=False),
+    sa.Column("modality", sa.String(8), nullable=False),
+    sa.Column("row", sa.BigInteger, nullable=False),
+    sa.Column("crc", sa.BigInteger, nullable=False),
+    sa.Column("first_line", sa.Integer),
+    sa.Column("last_line", sa.Integer),
+    sa.Column("text", sa.Text),
+    sa.UniqueConstraint("modality", "row"),
+    sa.UniqueConstraint("asset_id", "ordinal"),
+    sqlite_autoincrement=True,
+)
+SKIPPED = sa.Table(
+    "skipped",
+    _METADATA,
+    sa.Column("path", sa.LargeBinary, primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+FREED = sa.Table(
+    "freed",
+    _METADATA,
+    sa.Column("modality", sa.String(8), primary_key=True),
+    sa.Column("row", sa.BigInteger, primary_key=True),
+    sa.Column("erased", sa.Boolean, nullable=False),
+)
+
+_IN_CHUNK = 500
+"""Values in one IN (...): SQLite allows 999 parameters in its older builds."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The counters of an index at one moment.
+
+    ``version`` grows by one with every transaction; ``generation`` names the current vector files; ``rows`` counts the
+    rows of each.
+    """
+
+    version: int
+    generation: int
+    rows: dict[Modality, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the catalogue knows of a path without looking at the file: enough to tell whether it changed."""
+
+    asset_id: int | None
+    """None for a file that was skipped."""
+    size: int
+    mtime_ns: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRow:
+    """One item as the vector files see it."""
+
+    id: int
+    asset_id: int
+    modality: Modality
+    row: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An item that is to be written: its place in the asset and the row that already holds its vector."""
+
+    ordinal: int
+    modality: Modality
+    row: int
+    crc: int
+    span: Span | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which items may answer. ``under`` is an absolute folder or file; times are seconds since 1970."""
+
+    under: tuple[str, ...] = ()
+    after: float | None = None
+    before: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every item passes."""
+        return not self.under and self.after is None and self.before is None
+
+
+class Catalogue:
+    """One database. Reading is thread-safe; writing belongs to whoever holds the lock of the index."""
+
+    def __init__(self, path: Path, *, write: bool) -> None:
+        """Open the database at ``path``; with ``write`` it is created if it is not there.
+
+        Raises:
+            StorageError: it cannot be opened.
+        """
+        self.path = path
+        try:
+            if write:
+                query = ""
+            else:
+                # A folder that may not be written (a read-only disk, somebody else's index) cannot hold the shared
+                # memory file of a WAL database. With no log to replay the database is read as it stands.
+                log = path.with_name(path.name + "-wal")
+                settled = not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+                query = "?immutable=1&uri=true" if settled else "?mode=ro&uri=true"
+            name = "file:" + _quote(path) if query else str(path)
+            self._engine = sa.create_engine("sqlite:///" + name + query, connect_args={"timeout": 30})
+            sa.event.listen(self._engine, "connect", _on_connect_writer if write else _on_connect_reader)
+            sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+            if write:
+                with self._engine.begin() as connection:
+                    _METADATA.create_all(connection)
+        except (SQLAlchemyError, OSError) as exc:
+            raise _translate(exc, path) from exc
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A view of one moment: everything read through it belongs together."""
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                yield Reader(connection)
+        except DBAPIError as exc:
+            raise _translate(exc, self.path) from exc
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        """One transaction: on any exception nothing of it has happened."""
+        try:
+            with self._engine.begin() as connection:
+                yield Writer(connection)
+        except DBAPIError as exc:
+            raise _translate(exc, self.path) from exc
+
+    def vacuum(self) -> None:
+        """Give the space of deleted rows back to the file system."""
+        try:
+            connection = self._engine.raw_connection()  # outside the transactions that the begin event opens
+            try:
+                cursor = connection.cursor()
+                cursor.execute("VACUUM")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                cursor.close()
+            finally:
+                connection.close()
+        except (DBAPIError, sqlite3.Error) as exc:
+            raise _translate(exc, self.path) from exc
+
+
+class Reader:
+    """Questions to the catalogue at one moment."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def state(self) -> State:
+        """The counters.
+
+        Raises:
+            IndexDamaged: they are missing, so the database was not finished or was tampered with.
+        """
+        values = dict(self._connection.execute(sa.select(META.c.name, META.c.value)).tuples().all())
+        try:
+            rows = {m: values.get(f"rows:{m}", 0) for m in Modality}
+            state = State(values["version"], values["generation"], rows)
+            schema = values["schema"]
+        except KeyError as exc:
+            raise IndexDamaged(f"the catalogue has lost its counter {exc}; delete the index and index again") from exc
+        if schema != SCHEMA_VERSION:
+            raise IndexDamaged(
+                f"the catalogue has schema {schema}, this version of mmsearch reads {SCHEMA_VERSION}; update mmsearch"
+            )
+        return state
+
+    def stamps(self, under: Sequence[str]) -> dict[str, Stamp]:
+        """What is known of every file at or below the paths ``under``, skipped ones included."""
+        stamps: dict[str, Stamp] = {}
+        for path, size, mtime_ns in self._connection.execute(
+            sa.select(SKIPPED.c.path, SKIPPED.c.size, SKIPPED.c.mtime_ns).where(_below(SKIPPED.c.path, under))
+        ):
+            stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, True)
+        columns = (ASSETS.c.path, ASSETS.c.id, ASSETS.c.size, ASSETS.c.mtime_ns, ASSETS.c.complete)
+        for path, asset_id, size, mtime_ns, complete in self._connection.execute(
+            sa.select(*columns).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, under))
+        ):
+            stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, complete)
+        return stamps
+
+    def digests(self) -> set[bytes]:
+        """The content digests of all complete assets."""
+        return set(self._connection.scalars(sa.select(ASSETS.c.digest).where(ASSETS.c.complete)))
+
+    def assets_with_digest(self, digest: bytes) -> list[tuple[int, Asset]]:
+        """Complete assets with this content, oldest first, each with its number."""
+        where = (ASSETS.c.digest == digest) & ASSETS.c.complete
+        found = self._connection.execute(sa.select(ASSETS).where(where).order_by(ASSETS.c.id))
+        return [(row.id, _asset(row)) for row in found]
+
+    def asset_ids(self, *, under: Sequence[str] = (), keys: Sequence[str] = ()) -> list[int]:
+        """Numbers of the assets at or below the paths ``under``, or with one of the callers' ``keys``, sorted."""
+        ids: set[int] = set()
+        if under:
+            query = sa.select(ASSETS.c.id).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, under))
+            ids.update(self._connection.scalars(query))
+        for chunk in _chunks(keys):
+            ids.update(self._connection.scalars(sa.select(ASSETS.c.id).where(ASSETS.c.key.in_(chunk))))
+        return sorted(ids)
+
+    def asset_items(self, asset_id: int) -> list[NewItem]:
+        """The items of one asset in their order, each with the row of its vector."""
+        rows = self._connection.execute(
+            sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal)
+        )
+        return [NewItem(r.ordinal, Modality(r.modality), r.row, r.crc, _span(r), r.text) for r in rows]
+
+    def rows(self, modality: Modality, where: Filter) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
+        query = sa.select(ITEMS.c.row).join(ASSETS).where(ITEMS.c.modality == modality.value)
+        if where.under:
+            query = query.where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, where.under))
+        when = sa.func.coalesce(ASSETS.c.taken, ASSETS.c.mtime_ns / 1e9)
+        if where.after is not None:
+            query = query.where(when >= where.after)
+        if where.before is not None:
+            query = query.where(when < where.before)
+        found = self._connection.scalars(query.order_by(ITEMS.c.row))
+        return np.fromiter(found, dtype=np.int64)
+
+    def freed(self, modality: Modality, *, erased: bool | None = None) -> np.ndarray:
+        """Rows ``(R,)``, sorted, that belong to nothing; with ``erased`` only those that are, or are not yet, zeros."""
+        query = sa.select(FREED.c.row).where(FREED.c.modality == modality.value)
+        if erased is not None:
+            query = query.where(FREED.c.erased == erased)
+        return np.fromiter(self._connection.scalars(query.order_by(FREED.c.row)), dtype=np.int64)
+
+    def items_at(self, modality: Modality, rows: Sequence[int]) -> dict[int, Item]:
+        """The items whose vectors stand at ``rows``, by row."""
+        items: dict[int, Item] = {}
+        assets: dict[int, Asset] = {}
+        for chunk in _chunks(rows):
+            query = sa.select(ITEMS).where(ITEMS.c.modality == modality.value, ITEMS.c.row.in_(chunk))
+            found = self._connection.execute(query).all()
+            wanted = sorted({r.asset_id for r in found} - assets.keys())
+            for part in _chunks(wanted):
+                for asset in self._connection.execute(sa.select(ASSETS).where(ASSETS.c.id.in_(part))):
+                    assets[asset.id] = _asset(asset)
+            for r in found:
+                items[r.row] = Item(r.id, assets[r.asset_id], modality, _span(r), r.text)
+        return items
+
+    def item_rows(self) -> Iterator[ItemRow]:
+        """Every item as the vector files see it, in the order of their rows."""
+        columns = (ITEMS.c.id, ITEMS.c.asset_id, ITEMS.c.modality, ITEMS.c.row, ITEMS.c.crc)
+        for r in self._connection.execute(sa.select(*columns).order_by(ITEMS.c.modality, ITEMS.c.row)):
+            yield ItemRow(r.id, r.asset_id, Modality(r.modality), r.row, r.crc)
+
+    def skipped(self) -> list[Skipped]:
+        """Every file that was not taken, with the reason, in the order of their names."""
+        query = sa.select(SKIPPED.c.path, SKIPPED.c.reason).order_by(SKIPPED.c.path)
+        return [Skipped(os.fsdecode(path), reason) for path, reason in self._connection.execute(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many assets and items there are of each modality: ``assets:image``, ``items:image``, …"""
+        counts = {f"{table.name}:{m}": 0 for table in (ASSETS, ITEMS) for m in Modality}
+        for table in (ASSETS, ITEMS):
+            query = sa.select(table.c.modality, sa.func.count()).group_by(table.c.modality)
+            for modality, count in self._connection.execute(query):
+                counts[f"{table.name}:{modality}"] = count
+        return counts
+
+    def empty_assets(self) -> list[int]:
+        """Assets that say they are complete and have no item."""
+        empty = ~sa.exists().where(ITEMS.c.asset_id == ASSETS.c.id)
+        return sorted(self._connection.scalars(sa.select(ASSETS.c.id).where(ASSETS.c.complete, empty)))
+
+    def asset_names(self, asset_ids: Sequence[int]) -> dict[int, tuple[str, str | None]]:
+        """Path and key of these assets, by number."""
+        names: dict[int, tuple[str, str | None]] = {}
+        for chunk in _chunks(asset_ids):
+            query = sa.select(ASSETS.c.id, ASSETS.c.path, ASSETS.c.key).where(ASSETS.c.id.in_(chunk))
+            for asset_id, path, key in self._connection.execute(query):
+                names[asset_id] = (os.fsdecode(path or b""), key)
+        return names
+
+    def integrity(self) -> list[str]:
+        """What SQLite itself finds wrong with the file; empty when it is sound."""
+        lines = [str(line) for (line,) in self._connection.exec_driver_sql("PRAGMA integrity_check(20)")]
+        dangling = self._connection.exec_driver_sql("PRAGMA foreign_key_check")
+        lines += [f"broken reference: {tuple(row)}" for row in dangling]
+        return [line for line in lines if line != "ok"]
+
+
+class Writer(Reader):
+    """Changes to the catalogue, all within one transaction."""
+
+    def initialise(self) -> None:
+        """Set the counters of a new catalogue; an initialised one stays as it is."""
+        if self._connection.scalar(sa.select(sa.func.count()).select_from(META)):
+            return
+        for name, value in (("schema", SCHEMA_VERSION), ("version", 0), ("generation", 1)):
+            self._set(name, value)
+
+    def _set(self, name: str, value: int) -> None:
+        changed = self._connection.execute(sa.update(META).where(META.c.name == name).values(value=value))
+        if not changed.rowcount:
+            self._connection.execute(sa.insert(META).values(name=name, value=value))
+
+    def advance(self, rows: dict[Modality, int], *, generation: int | None = None) -> None:
+        """Count the transaction and say how long the vector files are."""
+        self._connection.execute(sa.update(META).where(META.c.name == "version").values(value=META.c.value + 1))
+        for modality, count in rows.items():
+            self._set(f"rows:{modality}", count)
+        if generation is not None:
+            self._set("generation", generation)
+
+    def put_asset(self, asset: Asset, *, complete: bool) -> int:
+        """Write an asset that the catalogue does not have, and return its number."""
+        values = _asset_values(asset) | {"complete": complete}
+        result = self._connection.execute(sa.insert(ASSETS).values(values))
+        if asset.path:
+            self.forget_skipped([asset.path])
+        key = result.inserted_primary_key
+        assert key is not None
+        return int(key[0])
+
+    def change_asset(self, asset_id: int, asset: Asset) -> None:
+        """Give an asset another path or stamp; its items stay as they are."""
+        self._connection.execute(sa.update(ASSETS).where(ASSETS.c.id == asset_id).values(_asset_values(asset)))
+        if asset.path:
+            self.forget_skipped([asset.path])
+
+    def complete_asset(self, asset_id: int) -> None:
+        """Say that the last item of an asset is written."""
+        self._connection.execute(sa.update(ASSETS).where(ASSETS.c.id == asset_id).values(complete=True))
+
+    def put_items(self, asset_id: int, items: Sequence[NewItem]) -> None:
+        """Write items of an asset."""
+        if not items:
+            return
+        self._connection.execute(
+            sa.insert(ITEMS),
+            [
+                {
+                    "asset_id": asset_id,
+                    "ordinal": item.ordinal,
+                    "modality": item.modality.value,
+                    "row": item.row,
+                    "crc": item.crc,
+                    "first_line": item.span and item.span.first_line,
+                    "last_line": item.span and item.span.last_line,
+                    "text": item.text,
+                }
+                for item in items
+            ],
+        )
+
+    def remove_assets(self, asset_ids: Sequence[int]) -> dict[Modality, list[int]]:
+        """Delete assets with their items; return the rows that are now free, which must be erased."""
+        freed: dict[Modality, list[int]] = {}
+        for chunk in _chunks(asset_ids):
+            query = sa.select(ITEMS.c.modality, ITEMS.c.row).where(ITEMS.c.asset_id.in_(chunk))
+            for modality, row in self._connection.execute(query):
+                freed.setdefault(Modality(modality), []).append(row)
+            self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.asset_id.in_(chunk)))
+            self._connection.execute(sa.delete(ASSETS).where(ASSETS.c.id.in_(chunk)))
+        for modality, rows in freed.items():
+            self.free(modality, rows)
+        return freed
+
+    def free(self, modality: Modality, rows: Iterable[int]) -> None:
+        """Mark rows as belonging to nothing and not erased yet."""
+        values = [{"modality": modality.value, "row": row, "erased": False} for row in rows]
+        if values:
+            self._connection.execute(sa.insert(FREED), values)
+
+    def drop_freed_from(self, modality: Modality, first: int) -> None:
+        """Forget freed rows from ``first`` on: the file ends before them."""
+        self._connection.execute(sa.delete(FREED).where(FREED.c.modality == modality.value, FREED.c.row >= first))
+
+    def set_erased(self, modality: Modality, rows: Sequence[int]) -> None:
+        """Say that the bytes of these freed rows are zeros."""
+        for chunk in _chunks(rows):
+            where = (FREED.c.modality == modality.value) & FREED.c.row.in_(chunk)
+            self._connection.execute(sa.update(FREED).where(where).values(erased=True))
+
+    def put_skipped(self, path: str, size: int, mtime_ns: int, reason: str) -> None:
+        """Remember that a file was not taken, and why."""
+        self.forget_skipped([path])
+        values = {"path": os.fsencode(path), "size": size, "mtime_ns": mtime_ns, "reason": reason}
+        self._connection.execute(sa.insert(SKIPPED).values(values))
+
+    def forget_skipped(self, paths: Sequence[str]) -> None:
+        """Forget files that were skipped: they are gone, or taken now."""
+        for chunk in _chunks([os.fsencode(path) for path in paths]):
+            self._connection.execute(sa.delete(SKIPPED).where(SKIPPED.c.path.in_(chunk)))
+
+    def forget_skipped_under(self, under: Sequence[str]) -> int:
+        """Forget the skipped files at or below the paths ``under``; return how many there were."""
+        return self._connection.execute(sa.delete(SKIPPED).where(_below(SKIPPED.c.path, under))).rowcount
+
+    def renumber(self, modality: Modality, rows: Sequence[tuple[int, int]]) -> None:
+        """Give items, ``(id, new row)`` in the order of their rows, smaller rows without gaps; no row is free then."""
+        # In ascending order a new row is never one that a later item still holds.
+        statement = sa.update(ITEMS).where(ITEMS.c.id == sa.bindparam("b_id")).values(row=sa.bindparam("b_row"))
+        if rows:
+            self._connection.execute(statement, [{"b_id": i, "b_row": row} for i, row in rows])
+        self._connection.execute(sa.delete(FREED).where(FREED.c.modality == modality.value))
+
+
+def _on_connect_reader(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions are begun in words, see the begin event
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _on_connect_writer(connection: Any, record: object) -> None:
+    _on_connect_reader(connection, record)
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # what was committed is there after a power cut
+    cursor.execute("PRAGMA secure_delete = ON")  # the text of a removed file leaves the disk too
+    cursor.close()
+
+
+def _quote(path: Path) -> str:
+    """A path inside a SQLite URI."""
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _below(column: sa.Column[Any], paths: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Whether a path column is one of ``paths`` or lies below it, as ranges that the index on the column serves."""
+    clauses: list[sa.ColumnElement[bool]] = []
+    for path in paths:
+        name = os.fsencode(path).rstrip(b"/")
+        clauses.append(column == (name or b"/"))
+        clauses.append(sa.and_(column >= name + b"/", column < name + b"0"))  # "0" is the byte after "/"
+    return sa.or_(sa.false(), *clauses)
+
+
+def _asset(row: Any) -> Asset:
+    return Asset(
+        path=os.fsdecode(row.path) if row.path is not None else "",
+        modality=Modality(row.modality),
+        size=row.size,
+        mtime_ns=row.mtime_ns,
+        digest=row.digest,
+        taken=row.taken,
+        key=row.key,
+        metadata=json.loads(row.metadata) if row.metadata else {},
+    )
+
+
+def _asset_values(asset: Asset) -> dict[str, Any]:
+    return {
+        "path": os.fsencode(asset.path) if asset.path else None,
+        "key": asset.key,
+        "modality": asset.modality.value,
+        "size": asset.size,
+        "mtime_ns": asset.mtime_ns,
+        "digest": asset.digest,
+        "taken": asset.taken,
+        "metadata": json.dumps(dict(asset.metadata)) if asset.metadata else None,
+    }
+
+
+def _span(row: Any) -> Span | None:
+    return None if row.first_line is None else Span(row.first_line, row.last_line)
+
+
+def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), _IN_CHUNK):
+        yield values[start : start + _IN_CHUNK]
+
+
+def _translate(exc: Exception, path: Path) -> StorageError:
+    """An error of the database in words: what happened, to which file, what to do."""
+    words = str(getattr(exc, "orig", None) or exc)
+    if "readonly" in words or "unable to open" in words:
+        return StorageError(f"cannot write {path}: {words}; is the folder read-only, or somebody else's?")
+    if "disk is full" in words or "disk I/O error" in words:
+        return StorageError(f"cannot write {path}: {words}; free some space and run the same command again")
+    if "malformed" in words or "not a database" in words:
+        return IndexDamaged(f"{path} is damaged ({words}); delete the index folder and index again")
+    if "locked" in words:
+        return StorageError(f"{path} is locked by another program: {words}")
+    return StorageError(f"{path}: {words}")

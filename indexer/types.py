@@ -1,0 +1,85 @@
+"""The nouns of the index: what a file is, what a searchable piece of it is, and what a run did.
+
+Vectors are unit float32 rows, ids are int64, times are seconds since 1970 (UTC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Modality(str, Enum):
+    """What a piece is made of; the value is the word the command line uses."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+    TEXT = "text"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file, or one object that the caller added from memory.
+
+    ``path`` is absolute; bytes of a file name that are not UTF-8 are kept as surrogate escapes (``os.fsencode``
+    gives them back). ``key`` is the caller's own id where the asset was added from memory, and ``path`` is then empty.
+    """
+
+    path: str
+    modality: Modality
+    size: int
+    mtime_ns: int
+    digest: bytes
+    taken: float | None = None
+    key: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where inside a text a passage stands: its first and last line, counted from 1."""
+
+    first_line: int
+    last_line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One searchable piece: an image or a passage. One catalogue row, one vector.
+
+    ``span`` and ``text`` are set for passages only.
+    """
+
+    id: int
+    asset: Asset
+    modality: Modality
+    span: Span | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that is not in the index, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What one indexing run did, in files; ``seconds`` is wall time and ``items`` counts new vectors."""
+
+    added: int = 0
+    updated: int = 0
+    moved: int = 0
+    duplicates: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    items: int = 0
+    seconds: float = 0.0
+    skipped: tuple[Skipped, ...] = ()

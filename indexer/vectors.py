@@ -1,0 +1,285 @@
+"""Vectors on disk: append-only files of float32 unit rows, mapped into memory and searched exactly by FAISS.
+
+A file is nothing but its rows, ``(N, D)`` little-endian float32, one after the other. Which of them are alive is the
+catalogue's business: a row that nothing names was cut off by a crash or belongs to something removed, and holds zeros.
+
+This is the only module that imports faiss.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from indexer.errors import IndexDamaged, ModelError, StorageError, UsageError
+
+UNIT_TOLERANCE = 1e-3
+"""How far from 1 the length of a stored vector may be."""
+
+_GATHER_FRACTION = 0.1
+"""Below this share of allowed rows, copying them out and searching the copy beats testing every row of the file."""
+
+_TIE_SLACK = 16
+"""Rows fetched beyond k, so that ties at the end of the list are seen without a second search."""
+
+
+class VectorStore(Protocol):
+    """Where the vectors of one modality live; a row number is the only name a vector has."""
+
+    def add(self, vectors: np.ndarray) -> np.ndarray:
+        """Make ``(B, D)`` unit rows durable and return their row numbers ``(B,)``."""
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Destroy the bytes of these rows, ``(R,)``."""
+
+    def search(
+        self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None, dead: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and row numbers, both ``(Q, k)``, of the best rows by inner product."""
+
+    def fetch(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors ``(R, D)`` of these rows, ``(R,)``."""
+
+    def stats(self) -> dict[str, int]:
+        """``rows``, ``dim`` and ``bytes``."""
+
+
+def check_vectors(vectors: np.ndarray, dim: int, source: str) -> np.ndarray:
+    """Return ``vectors`` as contiguous float32 ``(B, D)``, or raise.
+
+    Raises:
+        ModelError: wrong shape, or a row that is not finite or not of length 1 (a NaN in the index would poison
+            every later search); ``source`` is named.
+    """
+    vectors = np.ascontiguousarray(vectors, dtype="<f4")
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ModelError(f"{source} gave vectors of shape {vectors.shape}; the index holds rows of {dim}")
+    lengths = np.linalg.norm(vectors, axis=1)  # (B,)
+    bad = ~(np.abs(lengths - 1) <= UNIT_TOLERANCE)  # written so that NaN counts as bad
+    if bad.any():
+        where = int(np.flatnonzero(bad)[0])
+        raise ModelError(f"{source} gave an unusable vector (row {where} has length {lengths[where]:.3g}, not 1)")
+    return vectors
+
+
+def checksum(vector: np.ndarray) -> int:
+    """CRC-32 of one vector's bytes, kept in the catalogue to notice decay of the file."""
+    return zlib.crc32(np.ascontiguousarray(vector, dtype="<f4").tobytes())
+
+
+class VectorFile:
+    """The vectors of one modality in one file.
+
+    ``rows`` is how many the catalogue knows of. Whatever lies beyond was written by a run that died before it could
+    say so; a writer cuts it off. A file that is shorter than ``rows`` has lost data: see ``missing``.
+    """
+
+    def __init__(self, path: Path, dim: int, rows: int, *, write: bool = False) -> None:
+        """Open ``path``; it need not exist while ``rows`` is 0.
+
+        Raises:
+            StorageError: the file cannot be opened, or with ``write`` cannot be cut to ``rows``.
+        """
+        self.path = path
+        self.dim = dim
+        self.rows = rows
+        self._map: np.ndarray | None = None
+        try:
+            size = path.stat().st_size if path.exists() else 0
+            if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                if size > rows * self._row_bytes:
+                    os.truncate(path, rows * self._row_bytes)
+        except OSError as exc:
+            raise StorageError(f"cannot open {path}: {exc.strerror}") from exc
+        self.missing = max(0, rows - size // self._row_bytes)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.dim * 4
+
+    def add(self, vectors: np.ndarray) -> np.ndarray:
+        """Append ``(B, D)`` unit rows, fsync, and return their row numbers ``(B,)``.
+
+        Raises:
+            StorageError: the disk is full or the file cannot be written; the file is as long as before.
+        """
+        if self.missing:
+            raise IndexDamaged(f"{self.path} is {self.missing} vectors short; 'mmsearch verify' repairs the index")
+        vectors = check_vectors(vectors, self.dim, "the model")
+        start = self.rows
+        try:
+            with self.path.open("r+b") as file:
+                file.seek(start * self._row_bytes)
+                file.write(vectors.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            self._cut(start)
+            raise StorageError(f"cannot write {self.path}: {exc.strerror}") from exc
+        self.rows = start + len(vectors)
+        return np.arange(start, self.rows, dtype=np.int64)
+
+    def _cut(self, rows: int) -> None:
+        try:
+            os.truncate(self.path, rows * self._row_bytes)
+        except OSError:
+            return  # the next writer cuts it: what no row names is not data
+
+    def cut(self, rows: int) -> None:
+        """Forget every row from ``rows`` on: the transaction that appended them did not happen."""
+        self.rows = rows
+        self._map = None
+        self._cut(rows)
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Overwrite these rows ``(R,)`` with zeros, and fsync.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        rows = rows[rows < self.rows - self.missing]
+        if not len(rows):
+            return
+        try:
+            with self.path.open("r+b") as file:
+                blank = bytes(self._row_bytes)
+                for row in rows.tolist():
+                    file.seek(row * self._row_bytes)
+                    file.write(blank)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise StorageError(f"cannot erase vectors in {self.path}: {exc.strerror}") from exc
+
+    def fetch(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors ``(R, D)`` of these rows ``(R,)``, as a copy."""
+        return np.array(self.matrix()[rows])
+
+    def matrix(self) -> np.ndarray:
+        """All rows, ``(N, D)``, read-only and mapped: nothing is read until it is used."""
+        present = self.rows - self.missing
+        if self._map is None or len(self._map) < present:
+            if present == 0:
+                return np.empty((0, self.dim), dtype="<f4")
+            try:
+                self._map = np.memmap(self.path, dtype="<f4", mode="r", shape=(present, self.dim))
+            except FileNotFoundError:
+                self.missing = self.rows
+                return np.empty((0, self.dim), dtype="<f4")
+            except (OSError, ValueError) as exc:
+                raise StorageError(f"cannot map {self.path}: {exc}") from exc
+        return self._map[:present]
+
+    def search(
+        self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None, dead: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` best rows for each of ``queries`` ``(Q, D)`` by inner product, exactly.
+
+        Args:
+            allowed: the rows that may answer, ``(R,)`` sorted; all of them if None.
+            dead: rows that must not answer, ``(R,)``: the erased ones.
+
+        Returns:
+            ``scores`` float64 ``(Q, k)`` and ``rows`` int64 ``(Q, k)``, best first, ties to the smaller row. Where
+            there are fewer than ``k`` answers, the rest is ``-inf`` and ``-1``.
+
+        Raises:
+            UsageError: ``k`` below 1 or queries of another size.
+        """
+        if k < 1:
+            raise UsageError(f"k is {k}; ask for at least 1 answer")
+        queries = np.ascontiguousarray(np.atleast_2d(queries), dtype="<f4")
+        if queries.shape[1] != self.dim:
+            raise UsageError(f"the question has {queries.shape[1]} numbers, the vectors in {self.path} have {self.dim}")
+        matrix = self.matrix()
+        if allowed is None and dead is not None and len(dead):
+            alive = np.ones(len(matrix), dtype=bool)
+            alive[dead[dead < len(matrix)]] = False
+            allowed = np.flatnonzero(alive)
+        elif allowed is not None and dead is not None and len(dead):
+            allowed = np.setdiff1d(allowed, dead, assume_unique=True)
+        if allowed is not None:
+            allowed = allowed[allowed < len(matrix)]
+        total = len(matrix) if allowed is None else len(allowed)
+        scores = np.full((len(queries), k), -np.inf)  # (Q, k)
+        rows = np.full((len(queries), k), -1, dtype=np.int64)  # (Q, k)
+        if total == 0:
+            return scores, rows
+        if allowed is not None and total <= _GATHER_FRACTION * len(matrix):
+            subset, matrix, names = None, np.array(matrix[allowed]), allowed
+        else:
+            subset, names = allowed, None
+        for q, query in enumerate(queries):
+            found = _search_one(query, matrix, min(k, total), total, subset)  # (k',) rows of matrix
+            # Scored again in one order of additions whatever the row's place in the file: equal vectors tie exactly.
+            exact = np.sum(matrix[found].astype(np.float64) * query, axis=1)
+            best = np.lexsort((found, -exact))[: min(k, total)]
+            scores[q, : len(best)] = exact[best]
+            rows[q, : len(best)] = found[best] if names is None else names[found[best]]
+        return scores, rows
+
+    def stats(self) -> dict[str, int]:
+        """``rows`` in the file (erased ones counted), ``dim``, and ``bytes`` on disk."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return {"rows": self.rows, "dim": self.dim, "bytes": size}
+
+
+def _search_one(query: np.ndarray, matrix: np.ndarray, k: int, total: int, allowed: np.ndarray | None) -> np.ndarray:
+    """Rows of the ``k`` best of ``total`` allowed ones and of everything that ties with the last of them."""
+    want = min(total, k + _TIE_SLACK)
+    while True:
+        scores, rows = _faiss_knn(query[None], matrix, want, allowed)
+        # Two additions of the same numbers in another order differ by some 1e-7: that much is a tie here.
+        tied_to_the_end = scores[0, want - 1] >= scores[0, k - 1] - 1e-6
+        if want == total or not tied_to_the_end:
+            return rows[0]
+        want = min(total, want * 8)
+
+
+def _faiss_knn(
+    queries: np.ndarray, matrix: np.ndarray, k: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Brute force over a mapped matrix, without building an index: ``(Q, k)`` scores and rows."""
+    faiss = import_faiss()
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    rows = np.empty((len(queries), k), dtype=np.int64)
+    selector: Sequence[object] = ()
+    if allowed is not None:
+        flags = np.zeros(len(matrix), dtype=bool)
+        flags[allowed] = True
+        bitmap = np.packbits(flags, bitorder="little")
+        selector = (faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap)),)
+    faiss.knn_inner_product(
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(matrix),
+        matrix.shape[1],
+        len(queries),
+        len(matrix),
+        k,
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(rows),
+        *selector,
+    )
+    return scores, rows
+
+
+def import_faiss():  # type: ignore[no-untyped-def]  # a module without stubs
+    """The faiss module.
+
+    Raises:
+        StorageError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as exc:
+        raise StorageError(
+            "FAISS is not installed; 'pip install \"mmsearch[cpu]\"' brings it (or \"mmsearch[gpu]\" with CUDA)"
+        ) from exc
+    return faiss
