@@ -277,11 +277,13 @@ class Reader:
             ids.update(self._connection.scalars(sa.select(ASSETS.c.id).where(ASSETS.c.key.in_(chunk))))
         return sorted(ids)
 
+    def asset(self, asset_id: int) -> Asset:
+        """The asset with this number."""
+        return _asset(self._connection.execute(sa.select(ASSETS).where(ASSETS.c.id == asset_id)).one())
+
     def asset_items(self, asset_id: int) -> list[NewItem]:
         """The items of one asset in their order, each with the row of its vector."""
-        rows = self._connection.execute(
-            sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal)
-        )
+        rows = self._connection.execute(sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal))
         return [NewItem(r.ordinal, Modality(r.modality), r.row, r.crc, _span(r), r.text) for r in rows]
 
     def rows(self, modality: Modality, where: Filter) -> np.ndarray:

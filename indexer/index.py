@@ -421,9 +421,7 @@ class IndexWriter:
         self._erase({m: rows for m, rows in stale.items() if rows})
         return VerifyReport(len(items), tuple(repaired), tuple(lost))
 
-    def _repair(
-        self, damaged: dict[int, str], orphans: dict[Modality, list[int]], repaired: list[str]
-    ) -> list[str]:
+    def _repair(self, damaged: dict[int, str], orphans: dict[Modality, list[int]], repaired: list[str]) -> list[str]:
         """Take damaged assets out, cut files to what is there, erase orphans; return what is lost for good."""
         lost: list[str] = []
         short = any(file.missing for file in self._vectors.values())
@@ -479,9 +477,7 @@ class IndexWriter:
         return before - _folder_bytes(self.folder)
 
 
-def _faults(
-    file: VectorFile, items: Sequence[tuple[int, int, int]], present: int
-) -> Iterator[tuple[int, str, int]]:
+def _faults(file: VectorFile, items: Sequence[tuple[int, int, int]], present: int) -> Iterator[tuple[int, str, int]]:
     """Items ``(row, crc, asset)`` whose vector is not what was written: ``(row, what is wrong, asset)``."""
     matrix = file.matrix()
     for start in range(0, len(items), _VERIFY_CHUNK):

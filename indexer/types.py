@@ -15,7 +15,6 @@ class Modality(str, Enum):
     """What a piece is made of; the value is the word the command line uses."""
 
     IMAGE = "image"
-    VIDEO = "video"
     TEXT = "text"
 
     def __str__(self) -> str:
@@ -72,7 +71,11 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What one indexing run did, in files; ``seconds`` is wall time and ``items`` counts new vectors."""
+    """What one indexing run did, in files; ``seconds`` is wall time and ``items`` counts new vectors.
+
+    ``skipped`` are the files that this run could not take, ``skipped_before`` counts unchanged ones that an earlier run
+    could not.
+    """
 
     added: int = 0
     updated: int = 0
@@ -83,3 +86,4 @@ class UpdateReport:
     items: int = 0
     seconds: float = 0.0
     skipped: tuple[Skipped, ...] = ()
+    skipped_before: int = 0

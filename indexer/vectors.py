@@ -234,10 +234,11 @@ class VectorFile:
 def _search_one(query: np.ndarray, matrix: np.ndarray, k: int, total: int, allowed: np.ndarray | None) -> np.ndarray:
     """Rows of the ``k`` best of ``total`` allowed ones and of everything that ties with the last of them."""
     want = min(total, k + _TIE_SLACK)
+    margin = 1e-6 * float(np.linalg.norm(query))
     while True:
         scores, rows = _faiss_knn(query[None], matrix, want, allowed)
-        # Two additions of the same numbers in another order differ by some 1e-7: that much is a tie here.
-        tied_to_the_end = scores[0, want - 1] >= scores[0, k - 1] - 1e-6
+        # The same numbers added in another order differ in their last bits: that much is a tie here.
+        tied_to_the_end = scores[0, want - 1] >= scores[0, k - 1] - margin
         if want == total or not tied_to_the_end:
             return rows[0]
         want = min(total, want * 8)
@@ -280,6 +281,6 @@ def import_faiss():  # type: ignore[no-untyped-def]  # a module without stubs
         import faiss
     except ImportError as exc:
         raise StorageError(
-            "FAISS is not installed; 'pip install \"mmsearch[cpu]\"' brings it (or \"mmsearch[gpu]\" with CUDA)"
+            'FAISS is not installed; \'pip install "mmsearch[cpu]"\' brings it (or "mmsearch[gpu]" with CUDA)'
         ) from exc
     return faiss

@@ -1,1 +1,103 @@
-"""What a question becomes."""
+"""Search your own pictures and texts in words or with a picture.
+
+    import mmsearch
+
+    library = mmsearch.open("my-index")
+    library.index("photos")
+    for hit in library.query("a red car", k=5):
+        print(hit.score, hit.path)
+
+Names are loaded when they are first used: importing mmsearch costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from indexer.errors import (
+        DecodeError,
+        IndexBusy,
+        IndexDamaged,
+        MmsearchError,
+        ModelError,
+        ModelMismatch,
+        NoIndex,
+        StorageError,
+        UsageError,
+    )
+    from indexer.index import VerifyReport
+    from indexer.pipeline import Addition, Progress
+    from indexer.types import Asset, Item, Modality, Skipped, Span, UpdateReport
+    from mmsearch.library import Library, Status, open
+    from mmsearch.query import Query, parse_query
+    from mmsearch.search import Hit, Searcher
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Addition": "indexer.pipeline",
+    "Asset": "indexer.types",
+    "DecodeError": "indexer.errors",
+    "Hit": "mmsearch.search",
+    "IndexBusy": "indexer.errors",
+    "IndexDamaged": "indexer.errors",
+    "Item": "indexer.types",
+    "Library": "mmsearch.library",
+    "MmsearchError": "indexer.errors",
+    "Modality": "indexer.types",
+    "ModelError": "indexer.errors",
+    "ModelMismatch": "indexer.errors",
+    "NoIndex": "indexer.errors",
+    "Progress": "indexer.pipeline",
+    "Query": "mmsearch.query",
+    "Searcher": "mmsearch.search",
+    "Skipped": "indexer.types",
+    "Span": "indexer.types",
+    "Status": "mmsearch.library",
+    "StorageError": "indexer.errors",
+    "UpdateReport": "indexer.types",
+    "UsageError": "indexer.errors",
+    "VerifyReport": "indexer.index",
+    "open": "mmsearch.library",
+    "parse_query": "mmsearch.query",
+}
+
+__all__ = [
+    "Addition",
+    "Asset",
+    "DecodeError",
+    "Hit",
+    "IndexBusy",
+    "IndexDamaged",
+    "Item",
+    "Library",
+    "MmsearchError",
+    "Modality",
+    "ModelError",
+    "ModelMismatch",
+    "NoIndex",
+    "Progress",
+    "Query",
+    "Searcher",
+    "Skipped",
+    "Span",
+    "Status",
+    "StorageError",
+    "UpdateReport",
+    "UsageError",
+    "VerifyReport",
+    "open",
+    "parse_query",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'mmsearch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Encoder(Protocol):
     """Pixels a side of what ``prepare`` gives; a decoder may shrink a picture to twice that before."""
     max_tokens: int
     """Tokens of a text that the text tower sees, its special tokens counted."""
+    calibration: Mapping[str, Mapping[str, float]] | None
+    """How likely a match is at a given cosine, if that was ever measured; ``mmsearch.calibration`` reads it."""
 
     def prepare(self, image: Image) -> np.ndarray:
         """One RGB picture as the model wants it: ``(C, H, W)``, contiguous."""

@@ -1,0 +1,246 @@
+"""The command: parse, call the library, present. Answers go to stdout, talk to stderr; 0 done, 1 failed, 2 misused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from indexer.errors import MmsearchError, UsageError
+from mmsearch.training.command import app as train_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Search your own pictures and texts in words or with a picture.\n\n"
+    "Example: mmsearch index ./photos, then mmsearch query 'a cat on a sofa'",
+)
+app.add_typer(train_app, name="train")
+
+IndexOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--index", envvar="MMSEARCH_INDEX", metavar="DIR", help="The index folder; else one in your data folder."
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="mini, an open_clip name such as ViT-B-32/laion2b_s34b_b79k, or a folder."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(metavar="DEVICE", help="cuda, cuda:1, mps or cpu; else the best there is.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Folders and files to index.")],
+    index: IndexOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave out, as in .gitignore; repeatable.")
+    ] = None,
+    max_text_mb: Annotated[float, typer.Option(min=0, help="Skip text files above this many megabytes.")] = 20.0,
+    json_: JsonOption = False,
+) -> None:
+    """Bring the index to what folders and files hold now.
+
+    Unchanged files cost nothing, removed ones are purged. Folders may hold a .mmsearchignore, which reads like
+    .gitignore.
+
+    Example: mmsearch index ~/Pictures ~/notes --exclude '*.png'
+    """
+    from mmsearch.present import report_lines
+    from mmsearch.progress import ProgressLine
+
+    try:
+        with _open(index, model, device) as library, ProgressLine() as progress:
+            report = library.index(
+                *paths, exclude=exclude or (), max_text_bytes=int(max_text_mb * 1e6), progress=progress
+            )
+    except KeyboardInterrupt:
+        _say("stopped; what was committed is in the index, and the same command carries on from there")
+        raise typer.Exit(1) from None
+    *skipped, summary = report_lines(report)
+    for line in skipped:
+        _say(line)
+    if json_:
+        values = {name: getattr(report, name) for name in report.__slots__}
+        values["skipped"] = [{"path": s.path, "reason": s.reason} for s in report.skipped]
+        print(json.dumps(values, indent=2))
+    else:
+        print(summary)
+
+
+@app.command()
+def query(
+    text: Annotated[str | None, typer.Argument(metavar="[WORDS]", help="What to look for.", show_default=False)] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to look for; with words, both.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--not", metavar="WORDS", help="What must not be in it; repeatable.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
+    kind: Annotated[list[str] | None, typer.Option(metavar="image|text", help="Only this kind; repeatable.")] = None,
+    under: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Only below this folder; repeatable.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Taken on or after 2021, 2021-05 or 2021-05-17.")
+    ] = None,
+    before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken before that date.")] = None,
+    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out what scores below.")] = None,
+    json_: JsonOption = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Print paths only, one a line.")] = False,
+    null: Annotated[bool, typer.Option("-0", help="With --paths: end each with a NUL, for xargs -0.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the best answer in the program for it.")] = False,
+    index: IndexOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Find pictures and texts by words, by a picture, or by both.
+
+    Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
+    """
+    from mmsearch import present
+
+    if null and not paths:
+        raise UsageError("-0 goes with --paths")
+    if json_ and paths:
+        raise UsageError("--json and --paths exclude each other")
+    with _open(index, model, device) as library:
+        hits = library.query(
+            text,
+            image=image,
+            without=without or (),
+            k=k,
+            kind=kind,
+            under=under or (),
+            after=after,
+            before=before,
+            min_score=min_score,
+        )
+    if json_:
+        print(present.hits_json(hits))
+    elif paths:
+        sys.stdout.buffer.write(present.hits_paths(hits, end=b"\0" if null else b"\n"))
+    elif hits:
+        print(present.hits_table(hits, width=shutil.get_terminal_size((120, 24)).columns))
+    if not hits:
+        _say("nothing found")
+    elif open_:
+        if hits[0].path is None:
+            raise UsageError(f"the best answer, {hits[0].key!r}, was added from memory and has no file to open")
+        typer.launch(str(hits[0].path))
+
+
+@app.command()
+def status(index: IndexOption = None, json_: JsonOption = False) -> None:
+    """Say what is indexed, by which model, how large it is, and what was skipped and why.
+
+    Example: mmsearch status --json
+    """
+    from mmsearch.present import status_lines
+
+    with _open(index) as library:
+        found = library.status()
+    print(json.dumps(found.as_dict(), indent=2) if json_ else "\n".join(status_lines(found)))
+
+
+@app.command()
+def remove(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files and folders to forget.")],
+    index: IndexOption = None,
+) -> None:
+    """Take files, and all below folders, out of the index; the files themselves stay.
+
+    Example: mmsearch remove ~/Pictures/private
+    """
+    with _open(index) as library:
+        count = library.remove(*paths)
+    if not count:
+        _say("nothing of that is in the index")
+    print(f"{count:,} files removed from the index")
+
+
+@app.command()
+def verify(index: IndexOption = None, json_: JsonOption = False) -> None:
+    """Check every vector and row against each other, and repair what can be.
+
+    Example: mmsearch verify
+    """
+    with _open(index) as library:
+        report = library.verify()
+    if json_:
+        print(
+            json.dumps({name: getattr(report, name) for name in report.__slots__} | {"sound": report.sound}, indent=2)
+        )
+    else:
+        for line in report.repaired:
+            print(f"repaired: {line}")
+        for line in report.lost:
+            print(f"lost: {line}")
+        state = "all sound" if report.sound else f"{len(report.repaired)} repaired, {len(report.lost)} lost"
+        print(f"{report.vectors:,} vectors checked: {state}")
+    if report.lost:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(index: IndexOption = None) -> None:
+    """Give the space of removed files back.
+
+    Example: mmsearch compact
+    """
+    with _open(index) as library:
+        saved = library.compact()
+    print(f"{max(saved, 0) / 1e6:,.1f} MB given back")
+
+
+def _open(index: Path | None, model: str | None = None, device: str | None = None) -> Any:
+    import mmsearch
+
+    return mmsearch.open(index, model=model, device=device)
+
+
+def _say(line: str) -> None:
+    print(f"mmsearch: {line}", file=sys.stderr)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from mmsearch import __version__
+
+        print(f"mmsearch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the command and leave with its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a run as Ctrl-C does
+    try:
+        app()
+    except UsageError as exc:
+        _say(str(exc))
+        sys.exit(2)
+    except MmsearchError as exc:
+        _say(str(exc))
+        sys.exit(1)
+    sys.exit(0)

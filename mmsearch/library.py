@@ -1,0 +1,336 @@
+"""The library: one index, one model, and everything a caller does with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import platformdirs
+
+from indexer.encoders import Encoder
+from indexer.encoders.load import load_encoder
+from indexer.errors import ModelMismatch, NoIndex, UsageError
+from indexer.index import Index, Remove, VerifyReport
+from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, check_same_model, update
+from indexer.types import Modality, Skipped, UpdateReport
+from mmsearch import calibration
+from mmsearch.query import parse_query
+from mmsearch.search import Hit, Searcher
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEFAULT_MODEL = "mini"
+
+_CALIBRATION_SAMPLE = 512
+"""Items of each kind on which the background of a model without a calibration is measured."""
+_CALIBRATION_GROWTH = 2
+"""The background is measured again when the index has grown by this factor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What an index holds, which model made its vectors, how large it is on disk, and what was skipped and why."""
+
+    folder: str
+    model: str
+    fingerprint: str
+    dim: int
+    created: str
+    files: Mapping[str, int]
+    items: Mapping[str, int]
+    erased: int
+    """Vectors that are zeros now and take up space until ``compact``."""
+    bytes: int
+    skipped: tuple[Skipped, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The status in plain values, for JSON."""
+        return asdict(self)
+
+
+def default_folder() -> Path:
+    """Where the index lives when none is named: ``MMSEARCH_INDEX``, else the user's data folder."""
+    named = os.environ.get("MMSEARCH_INDEX")
+    return Path(named) if named else Path(platformdirs.user_data_dir("mmsearch", appauthor=False)) / "index"
+
+
+def open(  # named as callers say it: mmsearch.open
+    path: str | os.PathLike[str] | None = None,
+    *,
+    model: str | Encoder | None = None,
+    device: str | None = None,
+) -> Library:
+    """Open the library whose index is, or will be, in the folder ``path``.
+
+    Args:
+        path: the index folder; by default ``MMSEARCH_INDEX`` or the user's data folder.
+        model: ``mini``, an open_clip name, a checkpoint folder or an ``Encoder``. By default the model that made the
+            index, and ``mini`` for a new one.
+        device: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by default the best there is.
+
+    Raises:
+        ModelMismatch: the index was made by another model.
+        UsageError, ModelError: there is no such model, or it cannot be loaded.
+        StorageError: the index cannot be read.
+    """
+    return Library(Path(path) if path is not None else default_folder(), model, device)
+
+
+class Library:
+    """An index and the model it was made with. May be used from several threads; ``with`` closes it."""
+
+    def __init__(self, folder: Path, model: str | Encoder | None = None, device: str | None = None) -> None:
+        """Use ``mmsearch.open``."""
+        self.folder = Path(os.path.abspath(folder))
+        self._index: Index | None = Index.open(self.folder) if Index.exists(self.folder) else None
+        made_by = self._index.manifest.encoder if self._index else None
+        if model is None or isinstance(model, str):
+            name = model or made_by or DEFAULT_MODEL
+            if made_by is not None and name != made_by and not _same_folder(name, made_by):
+                raise ModelMismatch(
+                    f"the index in {self.folder} was made by {made_by}, not by {name}, and vectors of two models "
+                    f"cannot be compared; name another folder for {name}, or leave the model out"
+                )
+            self.encoder = load_encoder(name, device)
+        else:
+            self.encoder = model
+        self._searcher: Searcher | None = None
+        self._searcher_rows = 0
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._index is not None:
+            self._index.close()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def index(
+        self,
+        *paths: str | os.PathLike[str],
+        exclude: Sequence[str] = (),
+        max_text_bytes: int = MAX_TEXT_BYTES,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> UpdateReport:
+        """Bring the index to what the folders and files ``paths`` hold now; see ``indexer.pipeline.update``.
+
+        The index is made if there is none. Unchanged files cost one ``stat``, files that are gone are purged, and a
+        file that cannot be read is a line in the report.
+
+        Raises:
+            UsageError: no path, or one that does not exist.
+            IndexBusy: another process is indexing.
+            StorageError: the index cannot be written; it holds what was committed.
+        """
+        if not paths:
+            raise UsageError("nothing to index: name a folder or a file")
+        for path in paths:
+            if not os.path.exists(path):
+                raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
+        roots = [os.fspath(path) for path in paths]
+        return update(
+            self._make_index(), self.encoder, roots, exclude=exclude, max_text_bytes=max_text_bytes, progress=progress
+        )
+
+    def add(self, items: Sequence[Addition]) -> None:
+        """Make images and texts from memory searchable under the caller's own keys; a key that is there is replaced.
+
+        Raises:
+            UsageError: an item has no key, or not exactly one of image and text.
+            IndexBusy, StorageError: the index cannot be written.
+        """
+        add(self._make_index(), self.encoder, items)
+
+    def query(
+        self,
+        text: str | None = None,
+        *,
+        image: Image | str | os.PathLike[str] | None = None,
+        without: str | Sequence[str] = (),
+        k: int = 10,
+        kind: str | Sequence[str] | None = None,
+        under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        after: str | datetime | None = None,
+        before: str | datetime | None = None,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """The ``k`` items that fit best, best first; the same question gives the same list.
+
+        =====================================  ===========================================================
+        ``query("a cat on a sofa")``           pictures and texts that fit the words
+        ``query(image="cat.jpg")``             pictures like it, and texts that describe it
+        ``query("at night", image="a.jpg")``   what fits both
+        ``query("beach", without="people")``   what fits the words and does not show people
+        ``query("beach", kind="image")``       pictures only; also ``under``, ``after``, ``before``
+        =====================================  ===========================================================
+
+        Args:
+            image: a PIL image or the path of one.
+            after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
+                counts, else that of the file.
+            min_score: leave out what scores below, between 0 and 1.
+
+        Raises:
+            UsageError: the question makes no sense; the message says why.
+            NoIndex: nothing was indexed yet.
+            DecodeError: the picture of the question cannot be read.
+        """
+        query = parse_query(
+            text,
+            image=_read_image(image, self.encoder.image_size),
+            without=[without] if isinstance(without, str) else without,
+            kind=kind,
+            under=under,
+            after=after,
+            before=before,
+            min_score=min_score,
+        )
+        return self.searcher().search(query, k)
+
+    def remove(self, *paths: str | os.PathLike[str], keys: Sequence[str] = ()) -> int:
+        """Take files, everything below folders, and added ``keys`` out of the index; return how many files there were.
+
+        The files themselves are not touched. Their vectors and texts are erased from the index.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+            IndexBusy, StorageError: the index cannot be written.
+        """
+        index = self._need_index()
+        under = [os.path.abspath(path) for path in paths]
+        with index.writing() as writer:
+            with index.catalogue.read() as reader:
+                ids = reader.asset_ids(under=under, keys=list(keys))
+            if ids:
+                writer.apply([Remove(ids)])
+            forgotten = writer.forget_skipped_under(under)
+        return len(ids) + forgotten
+
+    def status(self) -> Status:
+        """What the index holds.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+        """
+        index = self._need_index()
+        with index.snapshot() as snapshot:
+            counts = snapshot.reader.counts()
+            skipped = snapshot.reader.skipped()
+            erased = sum(len(dead) for dead in snapshot.dead.values())
+        made = index.manifest
+        return Status(
+            folder=str(self.folder),
+            model=made.encoder,
+            fingerprint=made.fingerprint,
+            dim=made.dim,
+            created=made.created,
+            files={str(m): counts[f"assets:{m}"] for m in Modality},
+            items={str(m): counts[f"items:{m}"] for m in Modality},
+            erased=erased,
+            bytes=sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
+            skipped=tuple(skipped),
+        )
+
+    def verify(self) -> VerifyReport:
+        """Check every vector and row against each other and repair what can be; see ``VerifyReport``.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+            IndexDamaged: the database itself is broken.
+        """
+        with self._need_index().writing() as writer:
+            return writer.verify()
+
+    def compact(self) -> int:
+        """Give the space of removed files back; return the bytes saved."""
+        with self._need_index().writing() as writer:
+            return writer.compact()
+
+    def searcher(self) -> Searcher:
+        """The searcher behind ``query``, for callers that build a ``Query`` themselves.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+            ModelMismatch: the index was made by other weights of this model.
+        """
+        index = self._need_index()
+        with self._lock:
+            if self.encoder.calibration is not None:
+                if self._searcher is None:
+                    check_same_model(index, self.encoder)
+                    self._searcher = Searcher(index, self.encoder, calibration.read(self.encoder.calibration))
+                return self._searcher
+            with index.snapshot() as snapshot:
+                rows = sum(snapshot.state.rows.values())
+            if self._searcher is None or rows > _CALIBRATION_GROWTH * self._searcher_rows:
+                check_same_model(index, self.encoder)
+                self._searcher = Searcher(index, self.encoder, _background(index, self.encoder))
+                self._searcher_rows = rows
+            return self._searcher
+
+    def _need_index(self) -> Index:
+        if self._index is None:
+            with self._lock:
+                if self._index is None:
+                    self._index = Index.open(self.folder)
+        return self._index
+
+    def _make_index(self) -> Index:
+        with self._lock:
+            if self._index is None:
+                try:
+                    self._index = Index.open(self.folder)
+                except NoIndex:
+                    encoder = self.encoder
+                    self._index = Index.create(
+                        self.folder, encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim
+                    )
+        return self._index
+
+
+def mini_calibration() -> dict[tuple[Modality, Modality], calibration.Line]:
+    """The calibration that ``mini`` carries, fitted on the dev split of Flickr8k."""
+    text = resources.files("indexer").joinpath("weights/mini/calibration.json").read_text(encoding="utf-8")
+    return calibration.read(json.loads(text))
+
+
+def _background(index: Index, encoder: Encoder) -> calibration.Calibration:
+    """The calibration of a model that brings none, measured on the index."""
+    items: dict[Modality, np.ndarray] = {}
+    with index.snapshot() as snapshot:
+        for modality, file in snapshot.vectors.items():
+            alive = np.setdiff1d(np.arange(file.rows), snapshot.dead[modality], assume_unique=True)
+            if len(alive):
+                chosen = alive[np.linspace(0, len(alive) - 1, min(len(alive), _CALIBRATION_SAMPLE)).astype(int)]
+                items[modality] = file.fetch(chosen)
+    questions = encoder.encode_texts(calibration.everyday_questions())
+    return calibration.measure(questions, items, mini_calibration())
+
+
+def _read_image(image: Image | str | os.PathLike[str] | None, size: int) -> Image | None:
+    if image is None or not isinstance(image, (str, os.PathLike)):
+        return image
+    from indexer.decode import decode_image  # Pillow is only needed when a picture asks
+
+    try:
+        data = Path(image).read_bytes()
+    except OSError as exc:
+        raise UsageError(f"cannot read the picture {os.fspath(image)!r}: {exc.strerror}") from exc
+    return decode_image(data, size=size).image
+
+
+def _same_folder(name: str, other: str) -> bool:
+    return os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(other)

@@ -1,0 +1,105 @@
+"""Hits, reports and statuses as a person or a program reads them. Pure: strings and bytes out, nothing printed here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from indexer.types import UpdateReport
+from mmsearch.library import Status
+from mmsearch.search import Hit
+
+_SKIPPED_SHOWN = 20
+
+
+def hits_table(hits: Sequence[Hit], *, width: int) -> str:
+    """A line for each hit: score, kind, where it is, and for a text its beginning, cut at ``width`` columns."""
+    where = [_where(hit) for hit in hits]
+    column = min(max((len(w) for w in where), default=0), max(20, width // 2))
+    lines = []
+    for hit, place in zip(hits, where, strict=True):
+        line = f"{hit.score:5.2f}  {hit.kind:<5}  {place}"
+        if hit.text:
+            line = f"{line:<{column + 14}}  {' '.join(hit.text.split())}"
+            line = line if len(line) <= width else line[: width - 1] + "…"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def hits_json(hits: Sequence[Hit]) -> str:
+    """One JSON array. Bytes of a path that are not UTF-8 come as lone surrogates, as ``os.fsdecode`` gives them."""
+    return json.dumps([hit.as_dict() for hit in hits], indent=2)
+
+
+def hits_paths(hits: Sequence[Hit], *, end: bytes) -> bytes:
+    """The paths as the file system has them, each once and followed by ``end``."""
+    paths = dict.fromkeys(hit.item.asset.path or hit.item.asset.key or "" for hit in hits)
+    return b"".join(os.fsencode(path) + end for path in paths)
+
+
+def display_path(path: str) -> str:
+    """A path as people read it: relative to where they are if it lies below, what cannot be printed escaped."""
+    here = os.getcwd().rstrip("/") + "/"
+    shown = path[len(here) :] if path.startswith(here) else path
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in shown)
+
+
+def _where(hit: Hit) -> str:
+    place = display_path(hit.item.asset.path) if hit.item.asset.path else str(hit.key)
+    return f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+
+
+def report_lines(report: UpdateReport) -> list[str]:
+    """What an indexing run did: the skipped files with their reasons, then one line that counts."""
+    lines = [f"skipped {display_path(s.path)}: {s.reason}" for s in report.skipped]
+    parts = [
+        f"{count:,} {word}"
+        for count, word in (
+            (report.added, "added"),
+            (report.updated, "updated"),
+            (report.moved, "moved"),
+            (report.duplicates, "duplicates"),
+            (report.removed, "removed"),
+            (report.unchanged, "unchanged"),
+            (len(report.skipped), "skipped"),
+            (report.skipped_before, "skipped before and not changed since"),
+        )
+        if count
+    ]
+    rate = f", {report.items / report.seconds:,.1f} items/s" if report.items and report.seconds else ""
+    lines.append(f"{', '.join(parts) or 'nothing there to index'} in {duration(report.seconds)}{rate}")
+    return lines
+
+
+def status_lines(status: Status) -> list[str]:
+    """A status for people."""
+    files = ", ".join(f"{count:,} {kind} files" for kind, count in status.files.items())
+    passages = status.items.get("text", 0)
+    lines = [
+        f"index      {status.folder}",
+        f"model      {status.model} ({status.fingerprint[:12]}), vectors of {status.dim}",
+        f"holds      {files} ({passages:,} passages)",
+        f"on disk    {status.bytes / 1e6:,.1f} MB",
+        f"created    {status.created}",
+    ]
+    if status.erased:
+        lines.append(f"erased     {status.erased:,} vectors; 'mmsearch compact' gives their space back")
+    if status.skipped:
+        lines.append(f"skipped    {len(status.skipped):,} files")
+        lines += [f"  {display_path(s.path)}: {s.reason}" for s in status.skipped[:_SKIPPED_SHOWN]]
+        if len(status.skipped) > _SKIPPED_SHOWN:
+            lines.append(f"  and {len(status.skipped) - _SKIPPED_SHOWN:,} more (--json lists all)")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,99 @@
+"""A question: words, a picture, both, what must not be in it, and which items may answer. Pure: reads nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from indexer.catalogue import Filter
+from indexer.errors import UsageError
+from indexer.types import Modality
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_PARTIAL_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question; ``parse_query`` makes it from what people type.
+
+    Words and a picture together ask for what fits both. ``without`` are things that must not be in an answer.
+    """
+
+    text: str | None = None
+    image: Image | None = None
+    without: tuple[str, ...] = ()
+    kinds: tuple[Modality, ...] = ()
+    """Only these; any if empty."""
+    where: Filter = field(default_factory=Filter)
+    min_score: float | None = None
+
+
+def parse_query(
+    text: str | None = None,
+    *,
+    image: Image | None = None,
+    without: Sequence[str] = (),
+    kind: str | Sequence[str] | None = None,
+    under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    after: str | datetime | None = None,
+    before: str | datetime | None = None,
+    min_score: float | None = None,
+) -> Query:
+    """Check what was asked and put it into one form.
+
+    Args:
+        after, before: a ``datetime``, or ``2021``, ``2021-05``, ``2021-05-17`` or a whole ISO time; ``after`` counts
+            from its first moment on, ``before`` ends at it. Without a time zone it is UTC.
+
+    Raises:
+        UsageError: nothing is asked, or one of the values makes no sense; it is named.
+    """
+    text = text.strip() if text is not None else None
+    if not text and image is None:
+        raise UsageError("nothing to search for: give words, a picture (--image FILE) or both")
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise UsageError(f"a score lies between 0 and 1; the smallest asked for is {min_score}")
+    kinds = [kind] if isinstance(kind, str) else list(kind or ())
+    folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
+    where = Filter(
+        tuple(os.path.abspath(folder) for folder in folders),
+        None if after is None else parse_time(after),
+        None if before is None else parse_time(before),
+    )
+    without = tuple(words.strip() for words in without if words.strip())
+    return Query(text or None, image, without, tuple(_modality(k) for k in kinds), where, min_score)
+
+
+def parse_time(when: str | datetime) -> float:
+    """The first moment of a date, in seconds since 1970: ``"2021"`` is midnight of its first of January, UTC.
+
+    Raises:
+        UsageError: it is not a date.
+    """
+    if isinstance(when, str):
+        partial = _PARTIAL_DATE.fullmatch(when.strip())
+        try:
+            if partial:
+                year, month, day = (int(part) if part else 1 for part in partial.groups())
+                when = datetime(year, month, day)
+            else:
+                when = datetime.fromisoformat(when.strip().replace("Z", "+00:00"))
+        except ValueError as exc:
+            raise UsageError(f"{when!r} is not a date; write 2021, 2021-05, 2021-05-17 or 2021-05-17T08:00") from exc
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=timezone.utc)
+    return when.timestamp()
+
+
+def _modality(name: str) -> Modality:
+    try:
+        return Modality(name)
+    except ValueError as exc:
+        raise UsageError(f"{name!r} is not a kind; there are {', '.join(str(m) for m in Modality)}") from exc
