@@ -210,6 +210,7 @@ class Catalogue:
             try:
                 cursor = connection.cursor()
                 cursor.execute("VACUUM")
+                cursor.execute("PRAGMA busy_timeout = 0")  # a reader in the middle of a question delays this, no harm
                 cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 cursor.close()
             finally:
@@ -230,7 +231,7 @@ class Reader:
         Raises:
             IndexDamaged: they are missing, so the database was not finished or was tampered with.
         """
-        values = dict(self._connection.execute(sa.select(META.c.name, META.c.value)).tuples().all())
+        values = {row.name: row.value for row in self._connection.execute(sa.select(META))}
         try:
             rows = {m: values.get(f"rows:{m}", 0) for m in Modality}
             state = State(values["version"], values["generation"], rows)

@@ -1,0 +1,31 @@
+# make demo: a running search over the sample photographs.  make test: the test suite.
+# Both create the environment in .venv the first time and leave it alone after that.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin
+
+.PHONY: demo test clean
+
+demo: $(READY)
+	@$(RUN)/mmsearch index samples --index .demo
+	@for question in "a cat" "a sailing boat on the water" "a bowl of fruit"; do \
+	  echo; echo "mmsearch query \"$$question\" -k 3"; \
+	  $(RUN)/mmsearch query "$$question" -k 3 --index .demo; \
+	done
+
+test: $(READY)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/pytest
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsearch needs Python 3.10 or newer; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) .demo
