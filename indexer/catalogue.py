@@ -169,7 +169,8 @@ class Catalogue:
                 # A folder that may not be written (a read-only disk, somebody else's index) cannot hold the shared
                 # memory file of a WAL database. With no log to replay the database is read as it stands.
                 log = path.with_name(path.name + "-wal")
-                settled = not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+                writable = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+                settled = not writable and not (log.exists() and log.stat().st_size)
                 query = "?immutable=1&uri=true" if settled else "?mode=ro&uri=true"
             name = "file:" + _quote(path) if query else str(path)
             self._engine = sa.create_engine("sqlite:///" + name + query, connect_args={"timeout": 30})

@@ -166,10 +166,9 @@ def _put_addition(encoder: Encoder, addition: Addition) -> Put:
         data = str(addition.text).encode()
         digest, size = hashlib.blake2b(data, digest_size=16).digest(), len(data)
         try:
-            passages = _passages(encoder, io.BytesIO(data), ".txt")
+            pieces = list(_passages(encoder, io.BytesIO(data), ".txt"))
         except DecodeError as exc:
             raise UsageError(f"item {addition.key!r}: {exc}") from exc
-        pieces = list(passages)
         vectors = encoder.encode_texts([piece.text or "" for piece in pieces])
     modality = pieces[0].modality
     asset = Asset("", modality, size, time.time_ns(), digest, key=addition.key, metadata=addition.metadata)

@@ -1,0 +1,324 @@
+"""What the index survives: kill -9, full disks, read-only folders, a second writer, hostile files and names."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from colour_encoder import ColourEncoder
+from PIL import Image
+from test_pipeline import colour, stored, vector
+
+import mmsearch
+from indexer.errors import IndexBusy, StorageError
+from indexer.index import Index
+from indexer.types import Modality
+
+KILLS = 50
+CHILD = Path(__file__).with_name("kill_child.py")
+Paint = Callable[..., Path]
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------------------------
+
+
+def everything(folder: Path) -> dict[tuple[str, str | None, int | None], list[float]]:
+    """All that an index holds: (path, text, first line) to vector."""
+    found = {}
+    with Index.open(folder) as index, index.snapshot() as snapshot:
+        for modality in Modality:
+            file = snapshot.vectors[modality]
+            rows = np.setdiff1d(np.arange(file.rows), snapshot.dead[modality]).tolist()
+            for row, item in snapshot.reader.items_at(modality, rows).items():
+                line = item.span.first_line if item.span else None
+                found[item.asset.path, item.text, line] = file.fetch(np.array([row]))[0].round(5).tolist()
+    return found
+
+
+def mutate(folder: Path, rng: random.Random, turn: int) -> None:
+    """What people do to a folder between two runs: add, delete, change, move, copy."""
+    files = sorted(folder.rglob("*.png"))
+    for n in range(rng.randrange(20, 60)):
+        sub = folder / f"album{rng.randrange(5)}"
+        sub.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), colour(turn * 100 + n)).save(sub / f"{turn}-{n}.png")
+    for path in rng.sample(files, min(len(files), 30)):
+        match rng.randrange(4):
+            case 0:
+                path.unlink()
+            case 1:
+                Image.new("RGB", (9, 9), colour(rng.randrange(10_000))).save(path)
+            case 2:
+                path.rename(path.with_name(f"moved-{turn}-{path.name}"))
+            case 3:
+                shutil.copy(path, path.with_name(f"copy-{turn}-{path.name}"))
+    for n in range(3):
+        lines = (f"{rng.choice(['red', 'green', 'blue'])} thing {i} of turn {turn}" for i in range(rng.randrange(90)))
+        (folder / f"notes{n}.txt").write_text("\n\n".join(lines) or "nothing")
+
+
+def start(folder: Path, index: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(CHILD), str(folder), str(index)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.timeout(600)
+def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
+    """Killed at a random moment: the index verifies, all that was reported as committed is there; in the end it is
+    equal to an index that was never disturbed."""
+    rng = random.Random(20)
+    photos, index = tmp_path / "photos", tmp_path / "index"
+    photos.mkdir()
+    killed, longest = 0, 0.5
+    for turn in range(KILLS * 3):
+        if killed == KILLS:
+            break
+        mutate(photos, rng, turn)
+        child = start(photos, index)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        time.sleep(rng.uniform(0, longest))
+        child.kill()
+        said = child.communicate()[0].splitlines()
+        if "done" in said:
+            longest = max(0.1, 0.9 * (time.monotonic() - began))  # it was too quick for the kill: be quicker
+        else:
+            killed += 1
+        safe = {line.removeprefix("safe ") for line in said if line.startswith("safe ")}
+        if not Index.exists(index):
+            assert not safe
+            continue
+        with mmsearch.open(index, model=ColourEncoder()) as library:
+            report = library.verify()
+            assert report.sound, report
+            held = {path for path, _, _ in everything(index)}
+            assert safe <= held, f"turn {turn}: committed and lost: {safe - held}"
+    assert killed == KILLS
+    with mmsearch.open(index, model=ColourEncoder()) as library:
+        library.index(photos)
+        assert library.verify().sound
+    with mmsearch.open(tmp_path / "undisturbed", model=ColourEncoder()) as library:
+        library.index(photos)
+    expected = everything(tmp_path / "undisturbed")
+    assert len(expected) > 500
+    assert everything(index) == expected
+
+
+# -- other processes, disks, permissions -------------------------------------------------------------------------------
+
+
+def test_a_second_run_on_the_same_index_is_refused_and_harmless(tmp_path: Path, photos: Path) -> None:
+    with mmsearch.open(tmp_path / "index", model=ColourEncoder()) as library:
+        library.index(photos)
+        with library._need_index().writing():
+            run = subprocess.run(
+                [sys.executable, str(CHILD), str(photos), str(tmp_path / "index")], capture_output=True, text=True
+            )
+        assert run.returncode != 0
+        assert "IndexBusy: another mmsearch process is writing" in run.stderr
+        assert library.verify().sound
+        assert len(stored(library)) == 3
+
+
+def test_questions_are_answered_while_another_run_writes(library: mmsearch.Library, photos: Path) -> None:
+    library.index(photos)
+    with library._need_index().writing():
+        assert library.query("red", kind="image", k=1)[0].path == photos / "red.png"
+        with pytest.raises(IndexBusy):
+            library.index(photos)
+
+
+def test_a_disk_that_fills_up_is_said_and_what_was_committed_stays(tmp_path: Path, paint: Paint) -> None:
+    """The size of any file is limited to 2 kB while a second folder is indexed: 128 vectors fit, 300 do not."""
+    for n in range(100):
+        folder = paint(f"first/{n}.png", colour(n)).parent
+    for n in range(300):
+        more = paint(f"second/{n}.png", colour(1000 + n)).parent
+    with mmsearch.open(tmp_path / "index", model=ColourEncoder()) as library:
+        library.index(folder)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        vectors = tmp_path / "index" / "vectors" / "image-00001.f32"
+        assert vectors.stat().st_size == 1600
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+        try:
+            with pytest.raises(StorageError, match="cannot write"):
+                library.index(more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert library.verify().sound
+        assert set(stored(library)) >= {f"first/{n}.png" for n in range(100)}
+        library.index(more)
+        assert stored(library)["second/299.png"] == vector(colour(1299))
+        assert len(stored(library)) == 400
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder in which permissions count: as root they would not, so the test goes on as nobody."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        subprocess.run(["chmod", "-R", "u+rwX", str(folder)], check=True)
+        shutil.rmtree(folder)
+
+
+def test_an_unreadable_file_and_an_unreadable_folder(nobody: Path) -> None:
+    """The file is named and skipped; what is known of the folder stays, for nobody can say that it is gone."""
+    photos = nobody / "photos"
+    (photos / "private").mkdir(parents=True)
+    for n, name in enumerate(["a.png", "b.png", "private/c.png"]):
+        Image.new("RGB", (9, 9), colour(n)).save(photos / name)
+    with mmsearch.open(nobody / "index", model=ColourEncoder()) as library:
+        library.index(photos)
+        Image.new("RGB", (9, 9), colour(5)).save(photos / "b.png")
+        (photos / "b.png").chmod(0)
+        (photos / "private").chmod(0)
+        report = library.index(photos)
+        reasons = {Path(s.path).name: s.reason for s in report.skipped}
+        assert "Permission denied" in reasons["b.png"] and "Permission denied" in reasons["private"]
+        assert set(stored(library)) == {"a.png", "private/c.png"}
+        assert library.query("red")
+
+
+def test_a_read_only_index_answers_and_refuses_changes_in_words(nobody: Path) -> None:
+    photos, index = nobody / "photos", nobody / "index"
+    photos.mkdir()
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(photos / "red.png")
+    with mmsearch.open(index, model=ColourEncoder()) as library:
+        library.index(photos)
+    for path in [*index.rglob("*"), index]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    with mmsearch.open(index, model=ColourEncoder()) as library:
+        assert library.query("red")[0].path == photos / "red.png"
+        with pytest.raises(StorageError, match=r"Permission denied.*read-only"):
+            library.index(photos)
+
+
+def test_a_folder_in_which_no_index_can_be_made(nobody: Path) -> None:
+    (nobody / "locked").mkdir(mode=0o555)
+    (nobody / "photos").mkdir()
+    with (
+        mmsearch.open(nobody / "locked" / "index", model=ColourEncoder()) as library,
+        pytest.raises(StorageError, match=r"cannot make an index in .*Permission denied"),
+    ):
+        library.index(nobody / "photos")
+
+
+# -- hostile files -----------------------------------------------------------------------------------------------------
+
+
+def png_bomb() -> bytes:
+    """A PNG that says it is 60,000 × 60,000 pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    small = bytearray(buffer.getvalue())
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + bytes(small[24:29])
+    small[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    return bytes(small)
+
+
+def test_hostile_files_are_named_and_the_others_go_on(library: mmsearch.Library, paint: Paint, tmp_path: Path) -> None:
+    photos = paint("good.png", (255, 0, 0)).parent
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "noise.jpg")
+    (photos / "truncated.jpg").write_bytes((tmp_path / "noise.jpg").read_bytes()[:9000])
+    (photos / "bomb.png").write_bytes(png_bomb())
+    (photos / "zero.webp").write_bytes(b"")
+    (photos / "zero.txt").write_bytes(b"")
+    (photos / "words.jpg").write_text("these are words")
+    (photos / "binary.txt").write_bytes(bytes(range(256)) * 10)
+    with (photos / "huge.txt").open("wb") as file:
+        for _ in range(200):
+            file.write(b"a red line of words\n" * 50_000)
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "folder.jpg").mkdir()
+    began = time.monotonic()
+    report = library.index(photos)
+    assert time.monotonic() - began < 30
+    reasons = {Path(s.path).name: s.reason for s in report.skipped}
+    assert sorted(reasons) == [
+        "binary.txt",
+        "bomb.png",
+        "huge.txt",
+        "pipe.jpg",
+        "truncated.jpg",
+        "words.jpg",
+        "zero.txt",
+        "zero.webp",
+    ]
+    assert reasons["truncated.jpg"] == "the JPEG file is cut short"
+    assert "60000 x 60000" in reasons["bomb.png"]
+    assert reasons["zero.txt"] == reasons["zero.webp"] == "the file is empty"
+    assert reasons["huge.txt"] == "is 200 MB of text, above the limit of 20 MB; --max-text-mb raises it"
+    assert set(stored(library)) == {"good.png"}
+    assert {s.path for s in library.status().skipped} == {s.path for s in report.skipped} - {str(photos / "pipe.jpg")}
+
+
+def test_a_text_of_200_mb_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    """Asked for by the option, it is embedded batch by batch; the test stops it after 20 batches."""
+
+    class Stops(ColourEncoder):
+        batches = 0
+
+        def encode_texts(self, texts):  # type: ignore[no-untyped-def]
+            self.batches += 1
+            if self.batches > 20:
+                raise KeyboardInterrupt
+            return super().encode_texts(texts)
+
+    path = tmp_path / "huge.txt"
+    with path.open("wb") as file:
+        for _ in range(200):
+            file.write(b"a red line of words.\n\n" * 45_455)
+    assert path.stat().st_size > 199e6
+    with mmsearch.open(tmp_path / "index", model=Stops()) as library:
+        tracemalloc.start()
+        with pytest.raises(KeyboardInterrupt):
+            library.index(path, max_text_bytes=300_000_000)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 30e6
+        assert library.status().items["text"] == 20 * 64
+        assert library.verify().sound
+
+
+NAMES = [b"new\nline.png", "emoji 🐈.png".encode(), b"latin-1 \xe9.png", b"-dash.png", b"quo'te\".png", b"tab\t.png"]
+
+
+def test_odd_names_are_found_under_their_own_name(library: mmsearch.Library, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n, name in enumerate(NAMES):
+        Image.new("RGB", (9, 9), colour(n)).save(photos / "x.png")
+        os.rename(photos / "x.png", os.path.join(os.fsencode(photos), name))
+    library.index(photos)
+    for n, name in enumerate(NAMES):
+        picture = Image.new("RGB", (9, 9), colour(n))
+        (hit,) = library.query(image=picture, k=1)
+        assert os.fsencode(hit.item.asset.path) == os.fsencode(photos) + b"/" + name
+        assert json.loads(json.dumps(hit.as_dict()))["path"] == os.fsdecode(os.fsencode(photos) + b"/" + name)
+    assert library.remove(os.fsdecode(os.path.join(os.fsencode(photos), NAMES[2]))) == 1
+    assert library.status().files["image"] == len(NAMES) - 1
