@@ -104,8 +104,6 @@ def _decode(picture: ImageFile, size: int) -> DecodedImage:
         raise DecodeError(f"the picture is too large: {width} x {height} pixels; the limit is {MAX_PIXELS:,} pixels")
     with _huge if decoded_pixels > _HUGE_PIXELS else contextlib.nullcontext():
         picture.load()
-        if not isinstance(picture, JpegImagePlugin.JpegImageFile):
-            width, height = picture.size  # TIFF is turned upright by Pillow while it is loaded
         orientation, taken = _exif(picture)
         image = _to_rgb(picture, size)
     image.info = {}  # profile, EXIF and comments would travel through every queue
