@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help in a third of the time
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Search your own pictures and texts in words or with a picture.\n\n"
     "Example: mmsearch index ./photos, then mmsearch query 'a cat on a sofa'",
@@ -42,7 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 @app.command()
 def index(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Folders and files to index.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Folders and files to index.")],
     index: IndexOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -157,7 +158,7 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
 
 @app.command()
 def remove(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files and folders to forget.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders to forget.")],
     index: IndexOption = None,
 ) -> None:
     """Take files, and all below folders, out of the index; the files themselves stay.

@@ -100,12 +100,25 @@ class Library:
                     f"the index in {self.folder} was made by {made_by}, not by {name}, and vectors of two models "
                     f"cannot be compared; name another folder for {name}, or leave the model out"
                 )
-            self.encoder = load_encoder(name, device)
+            self._encoder: Encoder | None = load_encoder(name, device) if model else None
         else:
-            self.encoder = model
+            self._encoder = model
+        self._device = device
         self._searcher: Searcher | None = None
         self._searcher_rows = 0
         self._lock = threading.Lock()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model; loaded when it is first needed, so that looking after an index needs no weights.
+
+        Raises:
+            ModelError: its weights are not here and cannot be had.
+        """
+        if self._encoder is None:
+            made_by = self._index.manifest.encoder if self._index else DEFAULT_MODEL
+            self._encoder = load_encoder(made_by, self._device)
+        return self._encoder
 
     def close(self) -> None:
         """Let go of the files."""

@@ -1,12 +1,13 @@
 """An encoder whose vectors can be worked out by hand: how red, green and blue something is.
 
-A picture is its mean colour, a text the colour words in it; the vector is ``unit((red, green, blue, 0.5))`` with the first
-three between 0 and 1. So "red" and a red picture have the same vector, (0.894, 0, 0, 0.447).
+A picture is its mean colour, a text the colour words in it; the vector is ``unit((red, green, blue, 0.5))`` with the
+first three between 0 and 1. So "red" and a red picture have the same vector, (0.894, 0, 0, 0.447).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ class ColourEncoder:
     dim = 4
     image_size = 8
     max_tokens = 16
-    calibration = {f"{a}->{b}": LINE for a in ("text", "image") for b in ("text", "image")}
+    calibration: ClassVar = {f"{a}->{b}": LINE for a in ("text", "image") for b in ("text", "image")}
 
     def __init__(self) -> None:
         self.images_seen = 0
