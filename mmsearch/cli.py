@@ -84,7 +84,7 @@ def index(
 
 @app.command()
 def query(
-    text: Annotated[str | None, typer.Argument(metavar="[WORDS]", help="What to look for.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Argument(metavar="WORDS", help="What to look for.", show_default=False)] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to look for; with words, both.")] = None,
     without: Annotated[
         list[str] | None, typer.Option("--not", metavar="WORDS", help="What must not be in it; repeatable.")
@@ -145,7 +145,7 @@ def query(
 
 @app.command()
 def status(index: IndexOption = None, json_: JsonOption = False) -> None:
-    """Say what is indexed, by which model, how large it is, and what was skipped and why.
+    """Say what is indexed, by which model, and what was skipped.
 
     Example: mmsearch status --json
     """
@@ -161,7 +161,7 @@ def remove(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders to forget.")],
     index: IndexOption = None,
 ) -> None:
-    """Take files, and all below folders, out of the index; the files themselves stay.
+    """Take files and folders out of the index; they stay on disk.
 
     Example: mmsearch remove ~/Pictures/private
     """
@@ -174,7 +174,7 @@ def remove(
 
 @app.command()
 def verify(index: IndexOption = None, json_: JsonOption = False) -> None:
-    """Check every vector and row against each other, and repair what can be.
+    """Check vectors and rows against each other, and repair.
 
     Example: mmsearch verify
     """

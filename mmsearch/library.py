@@ -92,17 +92,15 @@ class Library:
         """Use ``mmsearch.open``."""
         self.folder = Path(os.path.abspath(folder))
         self._index: Index | None = Index.open(self.folder) if Index.exists(self.folder) else None
-        made_by = self._index.manifest.encoder if self._index else None
-        if model is None or isinstance(model, str):
-            name = model or made_by or DEFAULT_MODEL
-            if made_by is not None and name != made_by and not _same_folder(name, made_by):
+        if isinstance(model, str):
+            made_by = self._index.manifest.encoder if self._index else model
+            if model != made_by and not _same_folder(model, made_by):
                 raise ModelMismatch(
-                    f"the index in {self.folder} was made by {made_by}, not by {name}, and vectors of two models "
-                    f"cannot be compared; name another folder for {name}, or leave the model out"
+                    f"the index in {self.folder} was made by {made_by}, not by {model}, and vectors of two models "
+                    f"cannot be compared; name another folder for {model}, or leave the model out"
                 )
-            self._encoder: Encoder | None = load_encoder(name, device) if model else None
-        else:
-            self._encoder = model
+            model = load_encoder(model, device)
+        self._encoder = model
         self._device = device
         self._searcher: Searcher | None = None
         self._searcher_rows = 0
