@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py ../shared/data/flickr8k/images --files 2000 --kills 50
 
-After every kill -9 the index must verify, must not have shrunk, and the next run must carry on; in the end its answers must
-be those of an index that was never disturbed. Exits with 1 if anything was lost.
+After every kill -9 the index must verify and must not have shrunk, and the next run must carry on; in the end its
+answers must be those of an index that was never disturbed. Exits with 1 if anything was lost.
 """
 
 from __future__ import annotations

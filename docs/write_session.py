@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,8 @@ def main(target: str) -> None:
             run = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
             console.print(Text("$ ", "bold green") + Text(command, "bold"))
             console.print(Text(run.stdout + run.stderr))
-    Path(target).write_text(console.export_svg(title="mmsearch"), encoding="utf-8")
+    drawing = re.sub(r"@font-face \{.*?\}\n", "", console.export_svg(title="mmsearch"), flags=re.DOTALL)  # no web fonts
+    Path(target).write_text(drawing, encoding="utf-8")
 
 
 if __name__ == "__main__":

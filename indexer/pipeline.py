@@ -479,7 +479,10 @@ class _Run:
             pieces, rows = [], []
             for piece in d.waiting:
                 vector = next(vectors)
-                if not isinstance(vector, str):  # a passage that the model cannot take is left out
+                if isinstance(vector, str):
+                    line = piece.span.first_line if piece.span else 0
+                    self._skipped.append(Skipped(f"{d.asset.path}:{line}", vector))
+                else:
                     pieces.append(piece)
                     rows.append(vector)
             stacked = np.stack(rows) if rows else np.empty((0, self.encoder.dim), np.float32)

@@ -12,7 +12,6 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -26,27 +25,6 @@ _GATHER_FRACTION = 0.1
 
 _TIE_SLACK = 16
 """Rows fetched beyond k, so that ties at the end of the list are seen without a second search."""
-
-
-class VectorStore(Protocol):
-    """Where the vectors of one modality live; a row number is the only name a vector has."""
-
-    def add(self, vectors: np.ndarray) -> np.ndarray:
-        """Make ``(B, D)`` unit rows durable and return their row numbers ``(B,)``."""
-
-    def remove(self, rows: np.ndarray) -> None:
-        """Destroy the bytes of these rows, ``(R,)``."""
-
-    def search(
-        self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None, dead: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and row numbers, both ``(Q, k)``, of the best rows by inner product."""
-
-    def fetch(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors ``(R, D)`` of these rows, ``(R,)``."""
-
-    def stats(self) -> dict[str, int]:
-        """``rows``, ``dim`` and ``bytes``."""
 
 
 def check_vectors(vectors: np.ndarray, dim: int, source: str) -> np.ndarray:
