@@ -1,0 +1,246 @@
+"""The embedded model: a small image tower and a small text tower, both in the package, needing no network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexer.encoders.rows import unit_rows
+from indexer.errors import ModelError
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+    from PIL.Image import Image
+
+    from indexer.encoders.mini_text import NumpyBert, NumpyHead
+    from indexer.encoders.mini_torch import Heads, ImageTower, TextTower
+
+PACKAGED = Path(__file__).parent.parent / "weights" / "mini"
+IMAGE, TEXT, HEAD, TOKENIZER = "image.safetensors", "text.safetensors", "head.safetensors", "tokenizer.json"
+CONFIG, CALIBRATION = "config.json", "calibration.json"
+ARCHITECTURE = "mini-dual"
+"""What ``config.json`` says of a folder that this file can read."""
+IMAGE_SIZE = 260
+MAX_TOKENS = 128
+"""What the sentence model was trained with; beyond it, its embeddings wander (Reimers and Gurevych's model card)."""
+NUMPY_TEXTS = 32
+"""Up to so many texts go through NumPy, more through torch. A sentence costs 10 ms in NumPy and 4 ms in a large batch
+of torch, but importing torch and loading its tower costs 5 s: a question must not pay that, indexing pays it once."""
+IMAGE_BATCH = 32
+TEXT_BATCH = 128
+
+
+class MiniEncoder:
+    """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind the ``Encoder`` protocol.
+
+    A vector is two answers side by side: that of a trained head (512 numbers), and, scaled by the square root of a
+    half, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of the
+    ImageNet class names that the classifier sees in it. The first knows how people describe scenes, the second has
+    names for a thousand things.
+
+    The constructor reads two small JSON files. Torch is imported by the first picture or the first large batch of
+    texts, never by a question.
+
+    Args:
+        device: ``cuda``, ``cuda:1``, ``mps``, ``cpu``, or None for the best one here.
+        folder: where the weights are; the package's own for None, else a run of ``mmsearch train dual``.
+
+    Raises:
+        ModelError: the folder is no such model, or is damaged.
+    """
+
+    def __init__(self, device: str | None = None, folder: Path | None = None) -> None:
+        self._asked_device = device
+        self._folder = PACKAGED if folder is None else folder
+        config = _read_json(self._folder / CONFIG)
+        if config.get("architecture") != ARCHITECTURE:
+            raise ModelError(f"{self._folder / CONFIG} does not describe a model of the kind {ARCHITECTURE!r}")
+        self.name: str = "mini" if folder is None else str(folder)
+        self.fingerprint: str = config["fingerprint"]
+        self.dim: int = config["dim"]
+        self.image_size = IMAGE_SIZE
+        self.max_tokens = MAX_TOKENS
+        calibration = self._folder / CALIBRATION
+        self.calibration: Mapping[str, Mapping[str, float]] | None = (
+            _read_json(calibration) if calibration.is_file() else None
+        )
+        """For each ``"text->image"`` of modalities the mean and standard deviation of an unrelated pair's cosine, and
+        the slope and bias of the log-odds of a match over (cosine - mean) / std."""
+
+    def prepare(self, image: Image) -> np.ndarray:
+        """One picture squeezed to uint8 ``(3, 260, 260)``; the towers were trained on squeezed pictures."""
+        from PIL.Image import Resampling
+
+        pixels = np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Resampling.BICUBIC))
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
+        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, 896)``."""
+        if not len(batch):
+            return np.zeros((0, self.dim), np.float32)
+        import torch
+
+        from indexer.encoders.mini_torch import two_parts
+
+        # With cuDNN's TF32 a picture's vector would depend on its neighbours in the batch.
+        cuda = self._device.type == "cuda"
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
+        with torch.inference_mode(), exact:
+            pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
+            features, words = self._image_tower(pixels)
+            rows = two_parts(self._heads.image(features), words)
+        return unit_rows(rows.cpu().numpy(), "image")
+
+    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
+        """RGB pictures to float32 unit rows ``(B, 896)``."""
+        parts = [np.zeros((0, self.dim), np.float32)]
+        for start in range(0, len(images), IMAGE_BATCH):
+            chunk = images[start : start + IMAGE_BATCH]
+            parts.append(self.encode_prepared(np.stack([self.prepare(image) for image in chunk])))
+        return np.concatenate(parts)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to float32 unit rows ``(B, 896)``; what is beyond ``max_tokens`` is not seen."""
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        ids = self.token_ids(texts)
+        return self._encode_by_numpy(ids) if len(ids) <= NUMPY_TEXTS else self._encode_by_torch(ids)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of ``text``, special tokens counted, also those beyond ``max_tokens``."""
+        return len(self._tokenizer.encode(text).ids)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token numbers of each text, special tokens included, at most ``max_tokens``; without padding."""
+        last = MAX_TOKENS - 1
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [ids if len(ids) <= MAX_TOKENS else [*ids[:last], ids[-1]] for ids in encoded]
+
+    def image_tower(self) -> tuple[torch.device, ImageTower]:
+        """The frozen image tower, for training, and where it is."""
+        return self._device, self._image_tower
+
+    def text_tower(self) -> tuple[torch.device, TextTower]:
+        """The frozen text tower, for training, and where it is."""
+        return self._device, self._text_tower
+
+    def towers_digest(self) -> str:
+        """A digest of the frozen part alone, by which training recognises features it has computed before."""
+        return _digest(self._folder, (IMAGE, TEXT, TOKENIZER))
+
+    def _encode_by_numpy(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        from indexer.encoders.mini_text import text_rows
+
+        pooled = np.stack([self._numpy_bert.pooled(text) for text in ids])  # (B, 7, 384)
+        return unit_rows(text_rows(pooled, self._numpy_head), "text")
+
+    def _encode_by_torch(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        import torch
+
+        from indexer.encoders.mini_torch import pad, text_features, two_parts
+
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # neighbours of one length need little padding
+        rows = np.empty((len(ids), self.dim), np.float32)
+        for start in range(0, len(order), TEXT_BATCH):
+            chunk = order[start : start + TEXT_BATCH]
+            numbers, mask = pad([ids[i] for i in chunk])
+            with torch.inference_mode():
+                pooled = self._text_tower(numbers.to(self._device), mask.to(self._device))  # (B, 7, 384)
+                head = self._heads.text(text_features(pooled))
+                rows[chunk] = two_parts(head, pooled[:, -1]).cpu().numpy()
+        return unit_rows(rows, "text")
+
+    @cached_property
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        from tokenizers import Tokenizer
+
+        path = self._folder / TOKENIZER
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as exc:  # the library raises a bare Exception
+            raise ModelError(f"cannot read the tokenizer {path}: {exc}") from exc
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @cached_property
+    def _numpy_bert(self) -> NumpyBert:
+        from indexer.encoders.mini_text import NumpyBert
+
+        return NumpyBert(self._tensors(TEXT))
+
+    @cached_property
+    def _numpy_head(self) -> NumpyHead:
+        from indexer.encoders.mini_text import NumpyHead
+
+        return NumpyHead(self._tensors(HEAD), "text.")
+
+    @cached_property
+    def _device(self) -> torch.device:
+        from indexer.encoders.device import pick_device
+
+        return pick_device(self._asked_device)
+
+    @cached_property
+    def _image_tower(self) -> ImageTower:
+        from indexer.encoders.mini_torch import load_image_tower
+
+        return load_image_tower(self._tensors(IMAGE)).to(self._device)
+
+    @cached_property
+    def _text_tower(self) -> TextTower:
+        from indexer.encoders.mini_torch import load_text_tower
+
+        return load_text_tower(self._tensors(TEXT)).to(self._device)
+
+    @cached_property
+    def _heads(self) -> Heads:
+        from indexer.encoders.mini_torch import load_heads
+
+        return load_heads(self._tensors(HEAD)).to(self._device)
+
+    def _tensors(self, name: str) -> dict[str, np.ndarray]:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self._folder / name
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as exc:
+            raise ModelError(f"cannot read the weights {path}: {exc}") from exc
+
+
+def is_mini_folder(folder: Path) -> bool:
+    """Whether ``folder`` says of itself that ``MiniEncoder`` can read it."""
+    path = folder / CONFIG
+    return path.is_file() and _read_json(path).get("architecture") == ARCHITECTURE
+
+
+def weights_digest(folder: Path) -> str:
+    """The ``fingerprint``: a digest of the four files, and of the settings, that vectors depend on."""
+    return _digest(folder, (IMAGE, TEXT, HEAD, TOKENIZER))
+
+
+def _digest(folder: Path, names: Sequence[str]) -> str:
+    digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}".encode(), digest_size=16)
+    for name in names:
+        content = (folder / name).read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"cannot read {path}: {exc}") from exc
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,135 @@
+"""The text side of `mini` in NumPy: BERT's forward pass and the text head for a question, without torch.
+
+The same arithmetic as ``transformers.BertModel`` (Devlin et al. 2018) and ``mini_torch.ResidualHead`` in float32, one
+text at a time and therefore without padding. It exists because importing torch costs seconds and answering a question
+does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from indexer.encoders.quantised import SCALE, widen
+
+HEADS = 12
+LAYERS = 6
+EPSILON = 1e-12
+TEXT_LAYERS = (4, 5, 6)
+"""The layers whose token means the text head reads (0 is the embeddings); the last one is the sentence embedding."""
+CLASS_WEIGHT = 0.5
+"""What the cosine of the sentence embeddings counts beside the cosine of the heads."""
+WORDS = "embeddings.word_embeddings.weight"
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function, within 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26); NumPy has none."""
+    t = 1.0 / (1.0 + 0.3275911 * np.abs(x))
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return np.sign(x) * (1.0 - series * np.exp(-x * x))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x times the normal distribution function of x: the exact form, not the tanh one."""
+    return 0.5 * x * (1.0 + erf(x * np.float32(0.7071067811865476)))
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: float) -> np.ndarray:
+    """Each row of ``x: (L, D)`` to mean 0 and variance 1, then scaled and shifted."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + epsilon) * weight + bias
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    shifted = np.exp(x - x.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+class NumpyBert:
+    """Token numbers to the mean of each layer's token features.
+
+    ``packed`` are the tensors of ``text.safetensors``, under the names of ``transformers.BertModel`` and quantised. All
+    are widened here, once, but the word embeddings: half of the weights, of which a question needs a dozen rows.
+    """
+
+    def __init__(self, packed: Mapping[str, np.ndarray]) -> None:
+        self._words, self._scale = packed[WORDS], packed[WORDS + SCALE]  # (V, D) int8, (V, 1)
+        wide = widen({name: tensor for name, tensor in packed.items() if not name.startswith(WORDS)})
+        self._positions = wide["embeddings.position_embeddings.weight"]
+        self._segment = wide["embeddings.token_type_embeddings.weight"][0]
+        self._embedding_norm = _weight_and_bias(wide, "embeddings.LayerNorm")
+        self._layers = [_Layer(wide, f"encoder.layer.{i}.") for i in range(LAYERS)]
+
+    def pooled(self, ids: Sequence[int]) -> np.ndarray:
+        """One text of L tokens, its special tokens included, to ``(1 + LAYERS, D)``: the mean over tokens of the
+        embedding output and of each layer's output."""
+        rows = self._words[ids].astype(np.float32) * self._scale[ids]  # (L, D)
+        x = rows + self._positions[: len(ids)] + self._segment
+        x = layer_norm(x, *self._embedding_norm, EPSILON)
+        means = [x.mean(axis=0)]
+        for layer in self._layers:
+            x = layer(x)
+            means.append(x.mean(axis=0))
+        return np.stack(means)
+
+
+class _Layer:
+    """One encoder layer: attention, then the feed-forward part, each added to its input and normalised after."""
+
+    def __init__(self, wide: Mapping[str, np.ndarray], prefix: str) -> None:
+        def linear(name: str) -> tuple[np.ndarray, np.ndarray]:
+            weight, bias = _weight_and_bias(wide, prefix + name)
+            return weight.T, bias
+
+        parts = [linear(f"attention.self.{name}") for name in ("query", "key", "value")]
+        self._qkv = np.concatenate([weight for weight, _ in parts], axis=1)  # (D, 3 D): one product instead of three
+        self._qkv_bias = np.concatenate([bias for _, bias in parts])
+        self._out = linear("attention.output.dense")
+        self._up = linear("intermediate.dense")
+        self._down = linear("output.dense")
+        self._attention_norm = _weight_and_bias(wide, f"{prefix}attention.output.LayerNorm")
+        self._output_norm = _weight_and_bias(wide, f"{prefix}output.LayerNorm")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        length, size = x.shape
+        qkv = (x @ self._qkv + self._qkv_bias).reshape(length, 3, HEADS, size // HEADS)
+        q, k, v = qkv.transpose(1, 2, 0, 3)  # each (heads, L, D / heads)
+        weights = softmax(q @ k.transpose(0, 2, 1) / np.float32((size // HEADS) ** 0.5))  # (heads, L, L)
+        context = (weights @ v).transpose(1, 0, 2).reshape(length, size)  # (L, D)
+        x = layer_norm(x + context @ self._out[0] + self._out[1], *self._attention_norm, EPSILON)
+        hidden = gelu(x @ self._up[0] + self._up[1])  # (L, 4 D)
+        return layer_norm(x + hidden @ self._down[0] + self._down[1], *self._output_norm, EPSILON)
+
+
+def _weight_and_bias(wide: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The two tensors of the layer called ``name``."""
+    return wide[f"{name}.weight"], wide[f"{name}.bias"]
+
+
+def text_rows(pooled: np.ndarray, head: NumpyHead) -> np.ndarray:
+    """Token means ``(B, 7, 384)`` to vectors ``(B, 896)``, not yet normalised: ``mini_torch.two_parts`` in NumPy."""
+    trained = head(pooled[:, TEXT_LAYERS].reshape(len(pooled), -1))  # (B, 512)
+    words = pooled[:, -1]  # (B, 384)
+    weight = np.float32(CLASS_WEIGHT**0.5)
+    return np.concatenate([_unit(trained), weight * _unit(words)], axis=1)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+class NumpyHead:
+    """``ResidualHead`` without torch: a linear map, and a hidden layer that corrects it."""
+
+    def __init__(self, packed: Mapping[str, np.ndarray], prefix: str) -> None:
+        wide = widen({name: tensor for name, tensor in packed.items() if name.startswith(prefix)})
+        self._linear = _weight_and_bias(wide, f"{prefix}linear")
+        self._up = _weight_and_bias(wide, f"{prefix}up")
+        self._down = _weight_and_bias(wide, f"{prefix}down")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """``(B, features)`` to ``(B, size)``, not normalised."""
+        hidden = gelu(x @ self._up[0].T + self._up[1])
+        return x @ self._linear[0].T + self._linear[1] + hidden @ self._down[0].T + self._down[1]

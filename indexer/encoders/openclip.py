@@ -1,0 +1,201 @@
+"""Any open_clip model as an encoder: by its name and tag, from the Hugging Face hub, or from a checkpoint folder."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexer.encoders.rows import unit_rows
+from indexer.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+HUB = "hf-hub:"
+LOCAL = "local-dir:"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".npz")
+PROBE_SECONDS = 8.0
+"""How long the first word from a server may take before the network counts as absent."""
+TEXT_BATCH = 256
+
+
+class OpenClipEncoder:
+    """An open_clip model (Ilharco et al. 2021) behind the ``Encoder`` protocol, in float32, with its own preprocessing.
+
+    ==============================  ==============================================================
+    ``ViT-B-32/laion2b_s34b_b79k``  architecture / pretrained tag, as ``open_clip.list_pretrained()`` has them
+    ``hf-hub:timm/ViT-B-16-SigLIP`` a repository of the Hugging Face hub in open_clip's format
+    a folder                        ``open_clip_config.json`` beside ``*.safetensors`` (or a pickle-free ``.bin``)
+    ==============================  ==============================================================
+
+    Raises:
+        UsageError: no such name; the message lists near ones.
+        ModelError: the weights are neither here nor reachable, or do not fit.
+    """
+
+    def __init__(self, model: str, device: str | None = None) -> None:
+        from indexer.encoders.device import pick_device
+
+        self._device = pick_device(device)
+        self.name = model
+        target, tag = _resolve(model)
+        with _quiet(), _as_model_error(model):
+            self._model, self._preprocess, self._tokenizer = _create(target, tag)
+        self._model.to(self._device).eval()
+        size = self._model.visual.image_size
+        self.image_size: int = max(size) if isinstance(size, (tuple, list)) else int(size)
+        self.max_tokens: int = int(self._tokenizer.context_length)
+        self.calibration: Mapping[str, Mapping[str, float]] | None = None
+        """None: the scale of this model's cosines is not known in advance."""
+        self.dim: int = self._encode_text_features(["a"]).shape[1]
+        self.fingerprint: str = _digest(self._model, f"{target}|{self._preprocess}|{self.max_tokens}")
+
+    def prepare(self, image: Image) -> np.ndarray:
+        """One RGB picture through the model's own transform: float32 ``(3, H, W)``."""
+        return np.ascontiguousarray(self._preprocess(image).numpy(), dtype=np.float32)
+
+    def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
+        """Prepared pictures ``(B, 3, H, W)`` to float32 unit rows ``(B, D)``."""
+        import torch
+
+        if not len(batch):
+            return np.zeros((0, self.dim), np.float32)
+        with torch.inference_mode():
+            features = self._model.encode_image(torch.from_numpy(np.ascontiguousarray(batch)).to(self._device))
+        return unit_rows(features.float().cpu().numpy(), "image")
+
+    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
+        """RGB pictures to float32 unit rows ``(B, D)``."""
+        if not images:
+            return np.zeros((0, self.dim), np.float32)
+        return self.encode_prepared(np.stack([self.prepare(image) for image in images]))
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        parts = [self._encode_text_features(texts[i : i + TEXT_BATCH]) for i in range(0, len(texts), TEXT_BATCH)]
+        return unit_rows(np.concatenate(parts), "text")
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of ``text`` by the model's tokenizer, special tokens counted."""
+        inner = getattr(self._tokenizer, "tokenizer", None)
+        if inner is None:  # CLIP's byte-pair tokenizer: its start and end tokens are added outside `encode`
+            return len(self._tokenizer.encode(text)) + 2
+        return len(inner(self._tokenizer.clean_fn(text))["input_ids"])
+
+    def _encode_text_features(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            tokens = self._tokenizer(list(texts)).to(self._device)  # (B, L)
+            features: np.ndarray = self._model.encode_text(tokens).float().cpu().numpy()
+        return features
+
+
+def is_checkpoint_folder(folder: Path) -> bool:
+    """Whether ``folder`` holds a model in open_clip's format."""
+    return (folder / "open_clip_config.json").is_file()
+
+
+def _resolve(model: str) -> tuple[str, str | None]:
+    """What open_clip calls the model, and its pretrained tag where that is a second word."""
+    import open_clip
+
+    if model.startswith(HUB):
+        if len(model.removeprefix(HUB).split("/")) != 2:
+            raise UsageError(f"{model!r} is not a repository of the hub: write hf-hub:owner/name")
+        return model, None
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not is_checkpoint_folder(folder):
+            raise UsageError(f"no model in folder {model!r}: it has no open_clip_config.json")
+        return f"{LOCAL}{folder}", None
+    known = [f"{architecture}/{tag}" for architecture, tag in open_clip.list_pretrained()]
+    if model not in known:
+        tags = [name for name in known if name.startswith(f"{model}/")]
+        close = tags[:5] or difflib.get_close_matches(model, ["mini", *known], n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UsageError(
+            f"no model is called {model!r} and no folder has that name: {hint}"
+            "`mini` is built in, open_clip.list_pretrained() lists the others as architecture/tag"
+        )
+    architecture, _, tag = model.partition("/")
+    return architecture, tag
+
+
+def _create(target: str, tag: str | None) -> tuple[Any, Any, Any]:
+    """The model, its image transform and its tokenizer."""
+    import open_clip
+
+    repository = _repository(target, tag)
+    if repository is not None:
+        _require_reachable(repository)
+    elif not any(path.suffix in WEIGHTS for path in Path(target.removeprefix(LOCAL)).iterdir()):
+        raise FileNotFoundError("no weights beside open_clip_config.json")
+    model, _, transform = open_clip.create_model_and_transforms(target, pretrained=tag, weights_only=True)
+    return model, transform, open_clip.get_tokenizer(target)
+
+
+def _repository(target: str, tag: str | None) -> str | None:
+    """The repository of the hub that holds the weights; None for a folder."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    if target.startswith(HUB):
+        return target.removeprefix(HUB)
+    return None if tag is None else "/".join(get_pretrained_cfg(target, tag)["hf_hub"].split("/")[:2])
+
+
+def _require_reachable(repository: str) -> None:
+    """One short request, so that a machine without a network learns it in seconds and not after a row of retries.
+
+    Does nothing where the weights, or an older copy of them, are already here.
+    """
+    from huggingface_hub import HfApi, constants
+
+    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    if not snapshots.is_dir() or not any(path.suffix in WEIGHTS for path in snapshots.rglob("*")):
+        HfApi().model_info(repository, timeout=PROBE_SECONDS)
+
+
+def _digest(model: torch.nn.Module, setting: str) -> str:
+    """BLAKE2b over the setting and every tensor of the model, by name."""
+    digest = hashlib.blake2b(setting.encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _as_model_error(model: str) -> Iterator[None]:
+    """Whatever goes wrong while foreign code loads a model becomes one line that says what to do."""
+    try:
+        yield
+    except Exception as exc:
+        reason = " ".join(str(exc).split())
+        reason = reason[:160] + "…" if len(reason) > 160 else reason
+        raise ModelError(
+            f"cannot load model {model!r}: its weights are not on this machine and could not be fetched, or do not fit "
+            f"({type(exc).__name__}: {reason}); check the network, or use --model mini, which needs none"
+        ) from exc
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip and the hub report each step and each retry through logging; the one error afterwards says it all."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,37 @@
+"""Weights as the package keeps them: matrices in int8 with a scale for each row, the rest in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+SCALE = ".scale"
+
+
+def quantise(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every matrix ``(N, D)`` to int8 and a float32 scale ``(N, 1)`` called ``<name>.scale``; vectors to float16.
+
+    Rounding to the nearest step of max|row| / 127 moves no value by more than half a step.
+    """
+    packed: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2:
+            packed[name] = tensor.astype(np.float16)
+            continue
+        scale = np.maximum(np.abs(tensor).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)  # (N, 1)
+        packed[name] = np.rint(tensor / scale).astype(np.int8)
+        packed[name + SCALE] = scale
+    return packed
+
+
+def widen(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of ``quantise``, all in float32."""
+    wide: dict[str, np.ndarray] = {}
+    for name, tensor in packed.items():
+        if name.endswith(SCALE):
+            continue
+        wide[name] = tensor.astype(np.float32)
+        if name + SCALE in packed:
+            wide[name] *= packed[name + SCALE]
+    return wide

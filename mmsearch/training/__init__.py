@@ -1,0 +1,1 @@
+"""Training: what turns captioned pictures into the weights of a model."""
