@@ -17,6 +17,11 @@ import pytest
 from conftest import SAMPLES
 from PIL import Image
 from test_pipeline import colour
+from typer.testing import CliRunner
+
+from indexer.index import Index
+from indexer.pipeline import IMAGE_BATCH
+from mmsearch.cli import app
 
 COMMAND = [sys.executable, "-m", "mmsearch"]
 
@@ -267,6 +272,25 @@ def test_remove_verify_compact(tmp_path: Path) -> None:
     assert mmsearch("index", photos, *index).stdout.startswith("2 added")
 
 
+def test_a_second_index_command_is_refused_in_words(samples_index: Path) -> None:
+    with Index.open(samples_index).writing():
+        run = mmsearch("index", SAMPLES, "--index", samples_index)
+        assert run.returncode == 1
+        assert run.stderr == (
+            f"mmsearch: another mmsearch process is writing to {samples_index}; wait until it has finished, then run "
+            "this again\n"
+        )
+        assert ask(samples_index, "a polar bear", "-k", "1", "--kind", "image")
+
+
+def test_open_hands_the_best_answer_to_its_program(samples_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("typer.launch", opened.append)
+    arguments = ["query", "a polar bear", "--kind", "image", "--open", "--index", str(samples_index)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert opened == [str(SAMPLES / "photos" / "animals" / "polar-bear.jpg")]
+
+
 def test_a_bad_file_is_a_line_on_stderr(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
@@ -301,7 +325,8 @@ def test_an_interrupted_run_says_so_and_carries_on_later(many: Path, tmp_path: P
     index = tmp_path / "index"
     vectors = index / "vectors" / "image-00001.f32"
     run = subprocess.Popen([*COMMAND, "index", str(many), "--index", str(index)], stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: vectors.exists() and vectors.stat().st_size > 0)
+    batch = IMAGE_BATCH * 896 * 4
+    wait_for(lambda: vectors.exists() and vectors.stat().st_size > batch)  # the second batch: the first is committed
     run.send_signal(how)
     _, said = run.communicate(timeout=60)
     assert run.returncode == 1
