@@ -1,4 +1,4 @@
-"""Weights as the package keeps them: matrices in int8 with a scale for each row, the rest in half precision."""
+"""Weights as the package keeps them: matrices in int8 with a scale for each row, vectors in float32."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ SCALE = ".scale"
 
 
 def quantise(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every matrix ``(N, D)`` to int8 and a float32 scale ``(N, 1)`` called ``<name>.scale``; vectors to float16.
+    """Every matrix ``(N, D)`` to int8 and a float32 scale ``(N, 1)`` called ``<name>.scale``; vectors to float32.
 
-    Rounding to the nearest step of max|row| / 127 moves no value by more than half a step.
+    Rounding to the nearest step of max|row| / 127 moves no value by more than half a step. What comes out
+    is contiguous: safetensors writes the bytes as they lie.
     """
     packed: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         if tensor.ndim != 2:
-            packed[name] = tensor.astype(np.float16)
+            packed[name] = np.ascontiguousarray(tensor, dtype=np.float32)
             continue
         scale = np.maximum(np.abs(tensor).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)  # (N, 1)
-        packed[name] = np.rint(tensor / scale).astype(np.int8)
+        packed[name] = np.ascontiguousarray(np.rint(tensor / scale), dtype=np.int8)
         packed[name + SCALE] = scale
     return packed
 

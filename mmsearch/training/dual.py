@@ -41,6 +41,8 @@ LOG, SETTINGS = "log.jsonl", "train.json"
 FIRST_SCALE = 14.3
 """The inverse of the first temperature 0.07 (Radford et al. 2021, section 2.4)."""
 LARGEST_SCALE = 100.0
+SMALLEST_STD = 0.01
+"""What a feature that hardly varies is divided by at least, in units of the average standard deviation."""
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -83,7 +85,8 @@ class Spread:
 
     @classmethod
     def of(cls, features: Tensor) -> Spread:
-        return cls(features.mean(dim=0), features.std(dim=0, correction=0).clamp_min(1e-5))
+        std = features.std(dim=0, correction=0)
+        return cls(features.mean(dim=0), std.clamp_min(SMALLEST_STD * std.mean().item()))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.std

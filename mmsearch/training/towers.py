@@ -48,7 +48,8 @@ def _image_tensors(checkpoint: Path) -> dict[str, np.ndarray]:
     for name, tensor in zip(own, foreign, strict=True):
         if name.endswith("num_batches_tracked"):
             continue
-        tensors[name] = tensor.numpy().astype(np.float16 if tensor.ndim > 1 else np.float32)
+        dtype = np.float16 if tensor.ndim > 1 else np.float32
+        tensors[name] = np.ascontiguousarray(tensor.numpy(), dtype)  # safetensors writes the bytes as they lie
     return tensors
 
 

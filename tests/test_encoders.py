@@ -1,0 +1,365 @@
+"""Encoders: values of the embedded model, its NumPy and torch halves against each other, and open_clip's folders."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from indexer.encoders import Encoder
+from indexer.encoders.load import load_encoder
+from indexer.encoders.mini import CONFIG, HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
+from indexer.encoders.mini_text import erf, layer_norm, softmax
+from indexer.encoders.quantised import quantise, widen
+from indexer.encoders.rows import unit_rows
+from indexer.errors import ModelError, UsageError
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+
+TEXTS = [
+    "a dog runs on the beach",
+    "",
+    "Two men in orange vests repair a road; a third one, in a hard hat, watches!",
+    "ein Hund läuft — 犬が走る 🐕",
+    "word " * 300,
+]
+
+
+@pytest.fixture(scope="module")
+def mini() -> MiniEncoder:
+    return MiniEncoder("cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Five pictures that have nothing in common: noise, gradients and flat colours, of odd sizes."""
+    rng = np.random.default_rng(3)
+    made = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((31, 77), (300, 200))]
+    ramp = np.linspace(0, 255, 400, dtype=np.uint8)
+    made.append(Image.fromarray(np.stack([np.tile(ramp, (90, 1))] * 3, axis=2)))
+    made += [Image.new("RGB", (64, 64), colour) for colour in ((200, 30, 30), (20, 20, 20))]
+    return made
+
+
+class TestArithmetic:
+    def test_erf_is_the_error_function(self):
+        points = np.linspace(-4, 4, 41)
+        assert erf(points) == pytest.approx([math.erf(x) for x in points], abs=2e-7)
+
+    def test_layer_norm_by_hand(self):
+        """1 and 3 have mean 2 and deviation 1: they become -1 and 1, then times 2 plus 1."""
+        assert layer_norm(np.array([[1.0, 3.0]]), np.array([2.0, 2.0]), np.array([1.0, 1.0]), 0.0).tolist() == [[-1, 3]]
+
+    def test_softmax_of_large_numbers(self):
+        assert softmax(np.array([1000.0, 1000.0 + math.log(3)])) == pytest.approx([0.25, 0.75])
+
+    def test_quantising_moves_no_value_by_more_than_half_a_step(self):
+        matrix = np.random.default_rng(0).normal(size=(7, 50)).astype(np.float32)
+        matrix[3] = 0
+        back = widen(quantise({"m": matrix, "v": matrix[0]}))
+        step = np.abs(matrix).max(axis=1, keepdims=True) / 127
+        assert (np.abs(back["m"] - matrix) <= step / 2 + 1e-7).all()
+        assert back["m"].dtype == np.float32 and sorted(back) == ["m", "v"]
+        assert back["v"].tolist() == matrix[0].tolist()
+
+    def test_quantised_tensors_survive_a_file_whatever_their_layout(self, tmp_path: Path):
+        """safetensors writes an array's bytes in the order in which they lie, and reads them as rows."""
+        from safetensors.numpy import load_file, save_file
+
+        matrix = np.arange(6, dtype=np.float32).reshape(2, 3).T
+        assert not matrix.flags.c_contiguous
+        save_file(quantise({"m": matrix}), tmp_path / "m.safetensors")
+        assert widen(load_file(tmp_path / "m.safetensors"))["m"] == pytest.approx(matrix, abs=0.02)
+
+    def test_unit_rows(self):
+        assert unit_rows(np.array([[3.0, 4.0]]), "text").tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+
+    @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+    def test_unusable_rows_are_refused_by_number(self, bad: float):
+        with pytest.raises(ModelError, match=r"image 2 of 3"):
+            unit_rows(np.array([[1.0, 0.0], [bad, 0.0], [0.0, 1.0]]), "image")
+
+
+class TestMini:
+    def test_is_an_encoder_and_says_what_it_is(self, mini: MiniEncoder):
+        assert isinstance(mini, Encoder)
+        assert (mini.name, mini.dim, mini.image_size, mini.max_tokens) == ("mini", 896, 260, 128)
+        assert mini.calibration is not None
+        assert sorted(mini.calibration) == ["image->image", "image->text", "text->image", "text->text"]
+        for line in mini.calibration.values():
+            assert sorted(line) == ["bias", "mean", "slope", "std"]
+            assert line["slope"] > 0 and line["std"] > 0
+
+    def test_fingerprint_is_the_digest_of_the_weights(self, mini: MiniEncoder):
+        assert mini.fingerprint == weights_digest(PACKAGED)
+
+    def test_package_is_small(self):
+        assert sum(path.stat().st_size for path in PACKAGED.iterdir()) < 45_000_000
+
+    def test_numpy_and_torch_agree(self, mini: MiniEncoder):
+        ids = mini.token_ids(TEXTS)
+        assert max(map(len, ids)) == 128
+        by_numpy, by_torch = mini._encode_by_numpy(ids), mini._encode_by_torch(ids)
+        assert (by_numpy * by_torch).sum(axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
+        assert by_numpy == pytest.approx(by_torch, abs=1e-4)
+
+    def test_many_texts_give_the_vectors_that_few_give(self, mini: MiniEncoder):
+        many = [f"{text} {number}" for number in range(NUMPY_TEXTS) for text in TEXTS[:2]]
+        together = mini.encode_texts(many)
+        assert together[[0, 41]] == pytest.approx(mini.encode_texts([many[0], many[41]]), abs=1e-4)
+
+    def test_a_question_needs_no_torch(self):
+        code = (
+            "import sys; from indexer.encoders.load import load_encoder; e = load_encoder();"
+            "e.encode_texts(['a dog']); from PIL import Image; e.prepare(Image.new('RGB', (9, 9)));"
+            "print(sorted({'torch', 'timm', 'transformers', 'open_clip'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    def test_prepare_squeezes_and_crops_nothing(self, mini: MiniEncoder):
+        wide = Image.new("RGB", (800, 100), (255, 0, 0))
+        wide.paste((0, 0, 255), (400, 0, 800, 100))
+        prepared = mini.prepare(wide)
+        assert prepared.shape == (3, 260, 260) and prepared.dtype == np.uint8 and prepared.flags.c_contiguous
+        assert prepared[:, 130, 5].tolist() == [255, 0, 0]
+        assert prepared[:, 130, 254].tolist() == [0, 0, 255]
+
+    def test_a_vector_does_not_depend_on_its_batch(self, mini: MiniEncoder, pictures: list[Image.Image]):
+        together = mini.encode_images(pictures)
+        alone = np.concatenate([mini.encode_images([picture]) for picture in pictures])
+        assert together == pytest.approx(alone, abs=1e-5)
+        assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(5), abs=1e-6)
+        assert (together @ together.T)[0, 3] < 0.9  # the pictures do differ: the test could fail
+
+        sorted_by_length = mini._encode_by_torch(mini.token_ids(TEXTS))
+        one_by_one = np.concatenate([mini._encode_by_torch([ids]) for ids in mini.token_ids(TEXTS)])
+        assert sorted_by_length == pytest.approx(one_by_one, abs=1e-5)
+
+    def test_empty_batches(self, mini: MiniEncoder):
+        for rows in (mini.encode_texts([]), mini.encode_images([]), mini.encode_prepared(np.zeros((0, 3, 260, 260)))):
+            assert rows.shape == (0, 896) and rows.dtype == np.float32
+
+    def test_what_is_beyond_max_tokens_is_not_seen(self, mini: MiniEncoder):
+        long = "a dog " * 63  # 126 tokens and the two special ones
+        assert mini.count_tokens(long) == 128
+        rows = mini.encode_texts([long + "cat", long + "horse", long.replace("dog", "cat")])
+        assert rows[0] == pytest.approx(rows[1], abs=1e-6)
+        assert rows[0] @ rows[2] < 0.9
+
+    def test_tokens_are_counted_with_the_special_ones(self, mini: MiniEncoder):
+        assert mini.count_tokens("a dog") == 4
+        assert mini.count_tokens("a dog " * 200) == 402
+
+    def test_texts_of_one_meaning_are_near(self, mini: MiniEncoder):
+        dog, puppy, car = mini.encode_texts(["a dog in the grass", "a puppy on a lawn", "a red sports car"])
+        assert dog @ puppy > dog @ car + 0.3
+
+    def test_words_find_pictures(self, mini: MiniEncoder):
+        dog, car = (mini.encode_images([Image.open(_sample(word)).convert("RGB")])[0] for word in ("dog", "car"))
+        about_dog, about_car = mini.encode_texts(["a dog", "a car on the road"])
+        assert about_dog @ dog > about_dog @ car + 0.05
+        assert about_car @ car > about_car @ dog + 0.05
+
+    def test_folded_tower_is_the_tower(self, pictures: list[Image.Image], mini: MiniEncoder):
+        """Folding batch normalisation into the convolutions changes the work and not the answer."""
+        import torch
+        from safetensors.torch import load_file
+
+        from indexer.encoders.mini_torch import ImageTower
+
+        tensors = {name: tensor.float() for name, tensor in load_file(PACKAGED / IMAGE).items()}
+        plain = ImageTower(tensors.pop("class_embeddings")).eval()
+        missing, unexpected = plain.net.load_state_dict(tensors, strict=False)
+        assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+        pixels = torch.from_numpy(np.stack([mini.prepare(picture) for picture in pictures]))
+        with torch.inference_mode():
+            expected, got = plain(pixels), mini.image_tower()[1](pixels)
+        for a, b in zip(expected, got, strict=True):
+            assert torch.allclose(a, b, atol=1e-3)
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in mini.image_tower()[1].modules())
+
+    def test_damaged_weights_are_named(self, tmp_path: Path, pictures: list[Image.Image]):
+        folder = tmp_path / "run"
+        shutil.copytree(PACKAGED, folder)
+        for name, use in (
+            (TEXT, lambda model: model.encode_texts(["a dog"])),
+            (IMAGE, lambda model: model.encode_images(pictures[:1])),
+        ):
+            (folder / name).write_bytes((folder / name).read_bytes()[:5000])
+            with pytest.raises(ModelError, match=name):
+                use(MiniEncoder("cpu", folder))
+        (folder / CONFIG).write_text("{")
+        with pytest.raises(ModelError, match=CONFIG):
+            MiniEncoder("cpu", folder)
+
+    def test_a_nan_in_the_weights_reaches_no_index(self, tmp_path: Path):
+        from safetensors.numpy import load_file, save_file
+
+        folder = tmp_path / "run"
+        shutil.copytree(PACKAGED, folder)
+        head = load_file(folder / HEAD)
+        head["text.down.bias"][0] = np.nan
+        save_file(head, folder / HEAD)
+        with pytest.raises(ModelError, match="text 1 of 1"):
+            MiniEncoder("cpu", folder).encode_texts(["a dog"])
+
+
+class TestLoad:
+    def test_mini_by_name_and_by_folder(self, tmp_path: Path):
+        shutil.copytree(PACKAGED, tmp_path / "run")
+        named, found = load_encoder("mini"), load_encoder(str(tmp_path / "run"))
+        assert found.name == str(tmp_path / "run")
+        assert found.fingerprint == named.fingerprint
+        assert found.encode_texts(["a dog"]) == pytest.approx(named.encode_texts(["a dog"]))
+
+    @pytest.mark.parametrize(
+        ("model", "said"),
+        [
+            ("miny", "did you mean mini"),
+            ("ViT-B-32", "ViT-B-32/openai"),
+            ("ViT-B-32/laion2b", "ViT-B-32/laion2b_e16"),
+            ("hf-hub:x", "hf-hub:owner/name"),
+            ("qqqqqqqqqqqqqqq", "open_clip.list_pretrained()"),
+        ],
+    )
+    def test_unknown_names(self, model: str, said: str):
+        with pytest.raises(UsageError) as caught:
+            load_encoder(model)
+        assert said in str(caught.value) and model in str(caught.value)
+
+    def test_folder_without_a_model(self, tmp_path: Path):
+        with pytest.raises(UsageError, match="no model in folder"):
+            load_encoder(str(tmp_path))
+
+    @pytest.mark.parametrize(("device", "said"), [("cuda:99", "there is no device"), ("tpu", "no device is called")])
+    def test_devices_that_are_not_here(self, device: str, said: str):
+        with pytest.raises(UsageError, match=said):
+            load_encoder("mini", device).encode_prepared(np.zeros((1, 3, 260, 260), np.uint8))
+
+    @pytest.mark.parametrize("model", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:timm/ViT-B-16-SigLIP"])
+    def test_no_network_is_one_line_that_names_mini(self, model: str, monkeypatch, tmp_path: Path):
+        """The hub is a port on which nobody listens, and its cache is empty."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        began = time.monotonic()
+        with pytest.raises(ModelError) as caught:
+            load_encoder(model)
+        assert time.monotonic() - began < 30
+        message = str(caught.value)
+        assert model in message and "--model mini" in message and "\n" not in message
+
+
+CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+SIGLIP = {
+    "embed_dim": 192,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 224,
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    },
+    "text_cfg": {
+        "context_length": 12,
+        "vocab_size": 20,
+        "hf_tokenizer_name": "local",
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "width": 64,
+        "heads": 2,
+        "layers": 1,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model of either class, as open_clip's own checkpoint folder."""
+    return _random_model(tmp_path_factory.mktemp(request.param), {"clip": CLIP, "siglip": SIGLIP}[request.param])
+
+
+class TestOpenClip:
+    def test_folder_gives_the_vectors_of_the_model(self, folder: Path, pictures: list[Image.Image]):
+        import open_clip
+        import torch
+
+        encoder = load_encoder(str(folder), "cpu")
+        assert isinstance(encoder, Encoder)
+        assert encoder.calibration is None
+        model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        model.eval()
+        tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a dog", "a red car"])
+        with torch.inference_mode():
+            text = model.encode_text(tokens, normalize=True).numpy()
+            image = model.encode_image(torch.stack([transform(p) for p in pictures]), normalize=True).numpy()
+        assert encoder.encode_texts(["a dog", "a red car"]) == pytest.approx(text, abs=1e-5)
+        assert encoder.encode_images(pictures) == pytest.approx(image, abs=1e-5)
+        assert encoder.dim == text.shape[1] == image.shape[1]
+        assert encoder.image_size == model.visual.image_size[0]
+
+    def test_tokens_and_their_limit(self, folder: Path):
+        encoder = load_encoder(str(folder), "cpu")
+        clip = folder.name.startswith("clip")
+        assert encoder.max_tokens == (16 if clip else 12)
+        assert encoder.count_tokens("a dog") == (4 if clip else 2)  # CLIP's tokenizer has a start and an end token
+
+    def test_fingerprint_follows_the_weights(self, folder: Path, tmp_path: Path):
+        same = load_encoder(str(folder), "cpu").fingerprint
+        assert load_encoder(str(folder), "cpu").fingerprint == same
+        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        (tmp_path / "other").mkdir()
+        assert load_encoder(str(_random_model(tmp_path / "other", config, seed=2)), "cpu").fingerprint != same
+
+    def test_weights_that_are_missing_or_of_another_model(self, folder: Path, tmp_path: Path):
+        (tmp_path / "m").mkdir()
+        shutil.copy(folder / "open_clip_config.json", tmp_path / "m")
+        with pytest.raises(ModelError, match="no weights"):
+            load_encoder(str(tmp_path / "m"), "cpu")
+        (tmp_path / "m" / "open_clip_model.safetensors").write_bytes(b"not a tensor in sight")
+        with pytest.raises(ModelError, match="cannot load model"):
+            load_encoder(str(tmp_path / "m"), "cpu")
+
+    def test_empty_batches(self, folder: Path):
+        encoder = load_encoder(str(folder), "cpu")
+        assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, encoder.dim)
+
+
+def _sample(word: str) -> Path:
+    return next(SAMPLES.rglob(f"{word}.jpg"))
+
+
+def _random_model(folder: Path, config: dict, seed: int = 1) -> Path:
+    import torch
+    from open_clip import CLIP as Clip
+    from open_clip import CustomTextCLIP
+    from safetensors.torch import save_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "a", "dog", "red", "car"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"})
+    )
+    torch.manual_seed(seed)
+    parts = {name: value for name, value in config.items() if name != "custom_text"}
+    model = (CustomTextCLIP if config.get("custom_text") else Clip)(**json.loads(json.dumps(parts)))
+    save_model(model, str(folder / "open_clip_model.safetensors"))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return folder
