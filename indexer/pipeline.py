@@ -127,12 +127,12 @@ def check_same_model(index: Index, encoder: Encoder) -> None:
     if made.fingerprint == encoder.fingerprint:
         return
     if made.encoder != encoder.name:
-        difference = f"by {made.encoder}, not by {encoder.name}"
+        difference, way_out = f"by {made.encoder}, not by {encoder.name}", f"or use --model {made.encoder}"
     else:
-        difference = f"by {made.encoder} with other weights than the ones here"
+        difference, way_out = f"by {made.encoder} with other weights than the ones here", "and index into that"
     raise ModelMismatch(
         f"the index in {index.folder} was made {difference}, and vectors of two models cannot be compared; nothing was "
-        f"changed: name another folder with --index, or ask with --model {made.encoder}"
+        f"changed: name another folder with --index, {way_out}"
     )
 
 
