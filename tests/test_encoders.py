@@ -68,6 +68,12 @@ class TestArithmetic:
         assert back["m"].dtype == np.float32 and sorted(back) == ["m", "v"]
         assert back["v"].tolist() == matrix[0].tolist()
 
+    def test_quantising_by_column_spares_small_columns(self):
+        matrix = np.array([[100.0, 0.5], [-50.0, 0.25]], np.float32)
+        back = widen(quantise({"m": matrix}, along=0))["m"]
+        assert np.abs(back - matrix).max(axis=0).tolist() <= [100 / 254, 0.5 / 254]
+        assert widen(quantise({"m": matrix}))["m"][0, 1] != pytest.approx(0.5, abs=0.1)  # by row, 0.5 is lost
+
     def test_quantised_tensors_survive_a_file_whatever_their_layout(self, tmp_path: Path):
         """safetensors writes an array's bytes in the order in which they lie, and reads them as rows."""
         from safetensors.numpy import load_file, save_file

@@ -259,7 +259,8 @@ def _fit(
     heads.load_state_dict(best)
     image_spread.fold(heads.image)
     text_spread.fold(heads.text)
-    return quantise({name: tensor.detach().numpy() for name, tensor in heads.state_dict().items()})
+    # By column: folding the spread has made each column as large as its feature is small.
+    return quantise({name: tensor.detach().numpy() for name, tensor in heads.state_dict().items()}, along=0)
 
 
 def _between(
