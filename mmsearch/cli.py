@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -111,6 +112,7 @@ def query(
 
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one short question: threads would only wait for each other
     from mmsearch import present
 
     if null and not paths:

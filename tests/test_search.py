@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colour_encoder import LINE, ColourEncoder
+from colour_encoder import LINE, ColourEncoder, unit
 from PIL import Image
 from test_pipeline import counts
 
@@ -78,10 +78,14 @@ def test_what_must_not_be_in_it_sinks_and_what_is_wanted_stays(library: mmsearch
     assert names(library.query("red", k=2)) == ["red.png", "violet.png"]
     hits = library.query("red", without="blue", k=4)
     assert names(hits) == ["red.png", "moss.png", "violet.png", "blue.png"]
-    # The unwanted is all but absent from red: 1 - p is 1 / (1 + e^(-12 + ln 1000)) there.
-    absent = 1 / (1 + math.exp(2 * (0.2 - 0.5) / 0.1 - 6 + math.log(1000)))
-    odds = by_hand(1.0) / (1 - by_hand(1.0)) * absent
-    assert hits[0].score == pytest.approx(odds / (1 + odds), abs=1e-6)
+    # Red shows less blue than the four do on average, and is spared; violet shows more, and pays 3 for each deviation.
+    assert hits[0].score == pytest.approx(by_hand(1.0), abs=1e-5)
+    cosines = (
+        unit(np.array([[0, 0, 1.0]])) @ unit(np.array([[1, 0, 0], [0, 0, 1], [1, 0, 1], [100 / 255, 150 / 255, 0]])).T
+    )
+    above = (cosines[0, 2] - cosines.mean()) / cosines.std()
+    wanted = 2 * ((1 + 0.25) / math.sqrt(2.25 * 1.25) - 0.5) / 0.1 - 6
+    assert hits[2].score == pytest.approx(1 / (1 + math.exp(-(wanted - 3 * above))), abs=1e-5)
     assert names(library.query(image=folder / "violet.png", without=["blue"], k=1)) == ["red.png"]
 
 

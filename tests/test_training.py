@@ -17,7 +17,7 @@ from indexer.encoders.mini_torch import ResidualHead
 from indexer.errors import UsageError
 from mmsearch.training.calibrate import calibrate, fit_logistic, harmless
 from mmsearch.training.command import app
-from mmsearch.training.data import read_split
+from mmsearch.training.data import read_names, read_split
 from mmsearch.training.dual import Spread
 from mmsearch.training.features import changed
 from mmsearch.training.retrieval import recalls
@@ -85,6 +85,30 @@ class TestData:
         with pytest.raises(UsageError, match=said) as caught:
             read_split(tmp_path, "dev")
         assert file in str(caught.value)
+
+
+class TestNames:
+    def test_each_picture_is_described_by_its_name(self, tmp_path: Path):
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "a.png").touch()
+        (tmp_path / "labels.tsv").write_text("image\tsynset\tlabel\na.png\tn01\tgreat white shark\n")
+        names = read_names(tmp_path)
+        assert names.pictures == [tmp_path / "images" / "a.png"]
+        assert names.captions[0][:3] == ["great white shark", "a great white shark", "a photo of a great white shark"]
+
+    @pytest.mark.parametrize(
+        ("table", "words"),
+        [
+            ("image\tsynset\n", "columns image and label"),
+            ("image\tlabel\nb.png\tb\n", "names 'b.png'"),
+            (None, "cannot read"),
+        ],
+    )
+    def test_what_is_missing_is_named(self, tmp_path: Path, table: str | None, words: str):
+        if table is not None:
+            (tmp_path / "labels.tsv").write_text(table)
+        with pytest.raises(UsageError, match=words):
+            read_names(tmp_path)
 
 
 class TestRecall:
@@ -236,6 +260,21 @@ class TestDual:
         question = ["a dog runs on the beach"]
         tuned, packaged = MiniEncoder("cpu", tmp_path / "tuned"), MiniEncoder("cpu")
         assert (tuned.encode_texts(question) @ packaged.encode_texts(question).T).item() > 0.97
+
+    def test_names_teach_words_that_no_caption_has(self, data: Path, tmp_path: Path):
+        """Pictures of violet and of brown, in no caption, are told apart by their names after training on them."""
+        names = tmp_path / "names"
+        (names / "images").mkdir(parents=True)
+        things = {"xylophone": (140, 0, 200), "zeppelin": (120, 70, 10)}
+        for thing, rgb in things.items():
+            Image.new("RGB", (40, 40), rgb).save(names / "images" / f"{thing}.png")
+        rows = "".join(f"{thing}.png\tn0\t{thing}\n" for thing in things)
+        (names / "labels.tsv").write_text("image\tsynset\tlabel\n" + rows)
+        train(data, tmp_path / "named", "--names", str(names), "--fresh-head", "--epochs", "8", "--seed", "5")
+        encoder = load_encoder(str(tmp_path / "named"), "cpu")
+        images = encoder.encode_images([Image.new("RGB", (40, 40), rgb) for rgb in things.values()])
+        texts = encoder.encode_texts([f"a picture of a {thing}" for thing in things])
+        assert (texts @ images.T).argmax(axis=1).tolist() == [0, 1]
 
     def test_export_leaves_features_and_logs_behind(self, run: tuple[Path, list[dict]], tmp_path: Path):
         result = CliRunner().invoke(app, ["export", "--run", str(run[0]), "--out", str(tmp_path / "weights")])

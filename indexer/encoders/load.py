@@ -21,7 +21,7 @@ def load_encoder(model: str = "mini", device: str | None = None) -> Encoder:
 
     if model == "mini":
         return MiniEncoder(device)
-    folder = Path(model).expanduser()
+    folder = Path(model).expanduser().absolute()  # an index remembers it, and may be asked from elsewhere
     if folder.is_dir() and is_mini_folder(folder):
         return MiniEncoder(device, folder)
     from indexer.encoders.openclip import OpenClipEncoder, is_checkpoint_folder
@@ -31,4 +31,4 @@ def load_encoder(model: str = "mini", device: str | None = None) -> Encoder:
             f"no model in folder {model!r}: it holds neither a run of `mmsearch train` (config.json) "
             "nor an open_clip checkpoint (open_clip_config.json)"
         )
-    return OpenClipEncoder(model, device)
+    return OpenClipEncoder(str(folder) if folder.is_dir() else model, device)

@@ -41,10 +41,10 @@ TEXT_BATCH = 128
 class MiniEncoder:
     """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind the ``Encoder`` protocol.
 
-    A vector is two answers side by side: that of a trained head (512 numbers), and, scaled by the square root of a
-    half, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of the
-    ImageNet class names that the classifier sees in it. The first knows how people describe scenes, the second has
-    names for a thousand things.
+    A vector is two answers side by side: that of a trained head (512 numbers), and, scaled by the square root of
+    three quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the
+    embeddings of the ImageNet class names that the classifier sees in it. The first knows how people describe scenes,
+    the second has names for a thousand things.
 
     The constructor reads two small JSON files. Torch is imported by the first picture or the first large batch of
     texts, never by a question.

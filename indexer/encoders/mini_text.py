@@ -18,7 +18,7 @@ LAYERS = 6
 EPSILON = 1e-12
 TEXT_LAYERS = (4, 5, 6)
 """The layers whose token means the text head reads (0 is the embeddings); the last one is the sentence embedding."""
-CLASS_WEIGHT = 0.5
+CLASS_WEIGHT = 0.75
 """What the cosine of the sentence embeddings counts beside the cosine of the heads."""
 WORDS = "embeddings.word_embeddings.weight"
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from indexer.encoders import Encoder
 from mmsearch.training.data import Captioned
 
-LIBRARY = 1000
+LIBRARY = 100
 """A score of 0.5 says: as likely a match as not, where one item in so many matches."""
 SAME_SCENE = 3e-4
 """The part of all pairs of pictures that count as the same scene: those whose captions are most alike. Of a thousand
@@ -26,7 +26,7 @@ def calibrate(encoder: Encoder, data: Captioned, *, seed: int = 0) -> dict[str, 
     """The mean and standard deviation of an unrelated pair's cosine, and the odds of a match above it.
 
     For each pair "what is asked -> what is found", logit(score) = slope · (cosine - mean) / std + bias (Platt 1999),
-    fitted by maximum likelihood with matched and unrelated pairs weighted as 1 to 1,000. Matched are
+    fitted by maximum likelihood with matched and unrelated pairs weighted as 1 to 100. Matched are
 
     - text and image: a picture and its caption;
     - text and text: two captions of one picture;

@@ -24,6 +24,9 @@ def dual(
     start: Annotated[
         Path | None, typer.Option(help="Model to start from; the embedded one by default.", show_default=False)
     ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Folder with labels.tsv and images/: single things and their names.")
+    ] = None,
     fresh_head: Annotated[
         bool, typer.Option("--fresh-head", help="Take only the towers of the start, not its trained heads.")
     ] = False,
@@ -47,7 +50,14 @@ def dual(
         epochs=epochs, batch=batch, learning_rate=learning_rate, crops=crops, fresh_head=fresh_head, seed=seed
     )
     train_dual(
-        data, out, settings, start=start, device=device, compiled=compiled, log=lambda line: typer.echo(line, err=True)
+        data,
+        out,
+        settings,
+        start=start,
+        names=names,
+        device=device,
+        compiled=compiled,
+        log=lambda line: typer.echo(line, err=True),
     )
     typer.echo(out)
 

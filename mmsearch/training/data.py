@@ -48,6 +48,28 @@ def read_split(folder: Path, split: str) -> Captioned:
     return Captioned([folder / "images" / name for name in names], [captions[name] for name in names])
 
 
+NAMED = ("{}", "a {}", "a photo of a {}", "a close-up of a {}", "a picture of one {}", "there is a {}")
+"""What is said of a picture of which only the name of the thing in it is known."""
+
+
+def read_names(folder: Path) -> Captioned:
+    """Pictures of single things in ``folder``: ``labels.tsv`` (with columns ``image`` and ``label``) and ``images/``.
+
+    Each is described in the words of ``NAMED``.
+
+    Raises:
+        UsageError: a file or a column is missing, or a picture that is named.
+    """
+    rows = list(csv.DictReader(_lines(folder / "labels.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not rows or not {"image", "label"} <= rows[0].keys():
+        raise UsageError(f"{folder / 'labels.tsv'} has no rows with the columns image and label")
+    pictures = [folder / "images" / row["image"] for row in rows]
+    for picture in pictures:
+        if not picture.is_file():
+            raise UsageError(f"{folder / 'labels.tsv'} names {picture.name!r}, which is not in {folder / 'images'}")
+    return Captioned(pictures, [[phrase.format(row["label"]) for phrase in NAMED] for row in rows])
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()

@@ -32,7 +32,7 @@ from indexer.encoders.mini_torch import HEAD_SIZE, WORD_SIZE, Heads, ResidualHea
 from indexer.encoders.quantised import quantise
 from indexer.errors import UsageError
 from mmsearch.training.calibrate import calibrate
-from mmsearch.training.data import Captioned, read_split
+from mmsearch.training.data import Captioned, read_names, read_split
 from mmsearch.training.features import Features
 from mmsearch.training.losses import multi_positive_info_nce
 from mmsearch.training.retrieval import Recall, recalls
@@ -112,6 +112,7 @@ def train_dual(
     settings: DualSettings | None = None,
     *,
     start: Path | None = None,
+    names: Path | None = None,
     device: str | None = None,
     compiled: bool = False,
     log: Callable[[str], None] = print,
@@ -127,6 +128,8 @@ def train_dual(
         out: the run's folder; features that a former run left there are used again.
         settings: all that the outcome depends on; the defaults for None.
         start: the model whose towers (and heads) are used; the packaged one for None.
+        names: a folder as ``read_names`` describes it, trained on beside the data: words for things that captions of
+            everyday scenes do not mention.
         device: as for ``MiniEncoder``.
         compiled: run the image tower through ``torch.compile``: needs a C++ compiler, three times faster on a CPU.
         log: takes a line of progress.
@@ -148,6 +151,8 @@ def train_dual(
     views = ["plain", "flip", *(f"crop{number}" for number in range(1, settings.crops + 1))]
     seen, judged = _split(features, "train", train, views), _split(features, "dev", dev, ["plain"])
 
+    if names is not None:
+        seen = _joined(seen, _split(features, "names", read_names(names), views))
     (out / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     packed = None if settings.fresh_head else load_file(start / HEAD)
     with (out / LOG).open("w", encoding="utf-8") as lines:
@@ -288,6 +293,17 @@ def _noisy(features: Tensor, size: float) -> Tensor:
 
 def _copy(heads: Heads) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in heads.state_dict().items()}
+
+
+def _joined(one: Split, other: Split) -> Split:
+    """The pictures and captions of both."""
+    return Split(
+        torch.cat([one.image, other.image], dim=1),
+        torch.cat([one.words, other.words], dim=1),
+        torch.cat([one.text, other.text]),
+        torch.cat([one.sentence, other.sentence]),
+        torch.cat([one.owner, other.owner + one.image.shape[1]]),
+    )
 
 
 def _split(features: Features, name: str, data: Captioned, views: list[str]) -> Split:
