@@ -48,12 +48,12 @@ def main() -> None:
     pairs = read_split(options.data, options.split)
     images = sorted({image for image, _ in pairs})
     with tempfile.TemporaryDirectory() as scratch:
-        photos, captions = Path(scratch, "photos"), Path(scratch, "captions.txt")
+        photos, captions = Path(scratch, "photos"), Path(scratch, "captions.tsv")
         photos.mkdir()
         for image in images:
             (photos / image).symlink_to((options.data / "images" / image).resolve())
-        # A blank line keeps captions apart: each is a passage of its own, and its line says whose it is.
-        captions.write_text("".join(f"{caption}\n\n" for _, caption in pairs), encoding="utf-8")
+        with captions.open("w", encoding="utf-8", newline="") as file:  # a row is a passage; its line says whose
+            csv.writer(file, delimiter="\t").writerows([["caption"], *([caption] for _, caption in pairs)])
         with mmsearch.open(Path(scratch, "index"), model=options.model) as library:
             library.index(photos, captions)
             held = library.status().items
@@ -66,7 +66,7 @@ def main() -> None:
             to_text: list[int | None] = []
             for image in images:
                 hits = library.query(image=photos / image, k=max(KS), kind="text")
-                owners = [pairs[(hit.lines.first_line - 1) // 2][0] for hit in hits if hit.lines]
+                owners = [pairs[hit.lines.first_line - 2][0] for hit in hits if hit.lines]
                 to_text.append(owners.index(image) + 1 if image in owners else None)
             seconds = time.perf_counter() - started
     result = {
