@@ -10,7 +10,7 @@ RUN := $(VENV)/bin
 
 demo: $(READY)
 	@$(RUN)/mmsearch index samples --index .demo
-	@for question in "a cat" "a sailing boat on the water" "a bowl of fruit"; do \
+	@for question in "a cat" "a hot air balloon" "a bridge at night"; do \
 	  echo; echo "mmsearch query \"$$question\" -k 3"; \
 	  $(RUN)/mmsearch query "$$question" -k 3 --index .demo; \
 	done

@@ -142,9 +142,13 @@ def test_the_rotated_photograph_is_found_as_it_is_meant_to_be_seen(samples_index
     with Image.open(stored) as image:
         assert image.getexif()[0x0112] == 6
         ImageOps.exif_transpose(image).save(tmp_path / "upright.png")
-    best = ask(samples_index, "--image", tmp_path / "upright.png", "-k", "1")[0]
-    assert Path(str(best["path"])) == stored
-    assert float(str(best["score"])) > 0.99
+        image.save(tmp_path / "sideways.png", exif=b"")
+    upright, same, sideways = (
+        ask(samples_index, "--image", picture, "--under", stored)[0]
+        for picture in (tmp_path / "upright.png", stored, tmp_path / "sideways.png")
+    )
+    assert float(str(upright["score"])) == pytest.approx(float(str(same["score"])), abs=0.005)
+    assert float(str(sideways["score"])) < float(str(same["score"])) - 0.05
 
 
 # -- the shapes of an answer -------------------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ NUMPY_TEXTS = 32
 """Up to so many texts go through NumPy, more through torch. A sentence costs 10 ms in NumPy and 4 ms in a large batch
 of torch, but importing torch and loading its tower costs 5 s: a question must not pay that, indexing pays it once."""
 IMAGE_BATCH = 32
+CPU_CHUNK = 4
+"""Pictures that the image tower takes at once on a CPU: their activations fit its cache. Measured on 2 cores: 80
+pictures a second and 0.9 GB, where 32 at once give 46 and 1.7 GB."""
 TEXT_BATCH = 128
 
 
@@ -94,10 +97,15 @@ class MiniEncoder:
         cuda = self._device.type == "cuda"
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
         with torch.inference_mode(), exact:
-            pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
-            features, words = self._image_tower(pixels)
-            rows = two_parts(self._heads.image(features), words)
-        return unit_rows(rows.cpu().numpy(), "image")
+            rows = []
+            for pixels in torch.from_numpy(np.ascontiguousarray(batch)).split(self._chunk):
+                features, words = self._image_tower(pixels.to(self._device))
+                rows.append(two_parts(self._heads.image(features), words).cpu())
+        return unit_rows(torch.cat(rows).numpy(), "image")
+
+    @property
+    def _chunk(self) -> int:
+        return CPU_CHUNK if self._device.type == "cpu" else IMAGE_BATCH
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures to float32 unit rows ``(B, 896)``."""
