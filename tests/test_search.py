@@ -86,7 +86,9 @@ def test_what_must_not_be_in_it_sinks_and_what_is_wanted_stays(library: mmsearch
     above = (cosines[0, 2] - cosines.mean()) / cosines.std()
     wanted = 2 * ((1 + 0.25) / math.sqrt(2.25 * 1.25) - 0.5) / 0.1 - 6
     assert hits[2].score == pytest.approx(1 / (1 + math.exp(-(wanted - 3 * above))), abs=1e-5)
-    assert names(library.query(image=folder / "violet.png", without=["blue"], k=1)) == ["red.png"]
+    like_violet = folder / "violet.png"
+    assert names(library.query(image=like_violet, without=["blue"], k=2)) == ["violet.png", "red.png"]
+    assert names(library.query(image=like_violet, without=["red"], k=2)) == ["violet.png", "blue.png"]
 
 
 def test_the_same_question_twice_gives_the_same_list_ties_included(library: mmsearch.Library, paint: Paint) -> None:
