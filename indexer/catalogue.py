@@ -89,6 +89,8 @@ FREED = sa.Table(
 
 _IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
+_UNDER_CHUNK = 100
+"""Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,15 +250,16 @@ class Reader:
     def stamps(self, under: Sequence[str]) -> dict[str, Stamp]:
         """What is known of every file at or below the paths ``under``, skipped ones included."""
         stamps: dict[str, Stamp] = {}
-        for path, size, mtime_ns in self._connection.execute(
-            sa.select(SKIPPED.c.path, SKIPPED.c.size, SKIPPED.c.mtime_ns).where(_below(SKIPPED.c.path, under))
-        ):
-            stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, True)
-        columns = (ASSETS.c.path, ASSETS.c.id, ASSETS.c.size, ASSETS.c.mtime_ns, ASSETS.c.complete)
-        for path, asset_id, size, mtime_ns, complete in self._connection.execute(
-            sa.select(*columns).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, under))
-        ):
-            stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, complete)
+        for chunk in _chunks(under, _UNDER_CHUNK):
+            for path, size, mtime_ns in self._connection.execute(
+                sa.select(SKIPPED.c.path, SKIPPED.c.size, SKIPPED.c.mtime_ns).where(_below(SKIPPED.c.path, chunk))
+            ):
+                stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, True)
+            columns = (ASSETS.c.path, ASSETS.c.id, ASSETS.c.size, ASSETS.c.mtime_ns, ASSETS.c.complete)
+            for path, asset_id, size, mtime_ns, complete in self._connection.execute(
+                sa.select(*columns).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
+            ):
+                stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, complete)
         return stamps
 
     def digests(self) -> set[bytes]:
@@ -272,8 +275,8 @@ class Reader:
     def asset_ids(self, *, under: Sequence[str] = (), keys: Sequence[str] = ()) -> list[int]:
         """Numbers of the assets at or below the paths ``under``, or with one of the callers' ``keys``, sorted."""
         ids: set[int] = set()
-        if under:
-            query = sa.select(ASSETS.c.id).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, under))
+        for chunk in _chunks(under, _UNDER_CHUNK):
+            query = sa.select(ASSETS.c.id).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
             ids.update(self._connection.scalars(query))
         for chunk in _chunks(keys):
             ids.update(self._connection.scalars(sa.select(ASSETS.c.id).where(ASSETS.c.key.in_(chunk))))
@@ -291,15 +294,18 @@ class Reader:
     def rows(self, modality: Modality, where: Filter) -> np.ndarray:
         """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
         query = sa.select(ITEMS.c.row).join(ASSETS).where(ITEMS.c.modality == modality.value)
-        if where.under:
-            query = query.where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, where.under))
         when = sa.func.coalesce(ASSETS.c.taken, ASSETS.c.mtime_ns / 1e9)
         if where.after is not None:
             query = query.where(when >= where.after)
         if where.before is not None:
             query = query.where(when < where.before)
-        found = self._connection.scalars(query.order_by(ITEMS.c.row))
-        return np.fromiter(found, dtype=np.int64)
+        if not where.under:
+            return np.fromiter(self._connection.scalars(query.order_by(ITEMS.c.row)), dtype=np.int64)
+        rows: set[int] = set()
+        for chunk in _chunks(where.under, _UNDER_CHUNK):
+            below = query.where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
+            rows.update(self._connection.scalars(below))
+        return np.array(sorted(rows), dtype=np.int64)
 
     def freed(self, modality: Modality, *, erased: bool | None = None) -> np.ndarray:
         """Rows ``(R,)``, sorted, that belong to nothing; with ``erased`` only those that are, or are not yet, zeros."""
@@ -471,7 +477,10 @@ class Writer(Reader):
 
     def forget_skipped_under(self, under: Sequence[str]) -> int:
         """Forget the skipped files at or below the paths ``under``; return how many there were."""
-        return self._connection.execute(sa.delete(SKIPPED).where(_below(SKIPPED.c.path, under))).rowcount
+        return sum(
+            self._connection.execute(sa.delete(SKIPPED).where(_below(SKIPPED.c.path, chunk))).rowcount
+            for chunk in _chunks(under, _UNDER_CHUNK)
+        )
 
     def renumber(self, modality: Modality, rows: Sequence[tuple[int, int]]) -> None:
         """Give items, ``(id, new row)`` in the order of their rows, smaller rows without gaps; no row is free then."""
@@ -543,9 +552,9 @@ def _span(row: Any) -> Span | None:
     return None if row.first_line is None else Span(row.first_line, row.last_line)
 
 
-def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), _IN_CHUNK):
-        yield values[start : start + _IN_CHUNK]
+def _chunks(values: Sequence[Any], size: int = _IN_CHUNK) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
 
 
 def _translate(exc: Exception, path: Path) -> StorageError:

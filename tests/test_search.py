@@ -130,6 +130,16 @@ def test_filters(library: mmsearch.Library, paint: Paint) -> None:
     assert found(min_score=0.999) == []
 
 
+def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint) -> None:
+    """As ``mmsearch query --paths -0 | xargs -0 mmsearch remove`` has them."""
+    paths = [paint(f"{n}.png", RED, size=1) for n in range(300)]
+    nowhere = [paths[0].parent / f"none{n}" for n in range(3000)]
+    assert counts(library.index(*paths)) == {"added": 300, "items": 300}
+    assert len(library.query("red", k=999, under=[*nowhere, *paths[:250]])) == 250
+    assert library.remove(*nowhere, *paths[50:]) == 250
+    assert names(library.query("red", k=999)) == [path.name for path in paths[:50]]
+
+
 def test_min_score_cuts_the_list(library: mmsearch.Library, photos: Path) -> None:
     library.index(photos)
     assert names(library.query("red", min_score=0.5)) == ["red.png", "notes.txt"]
