@@ -236,9 +236,9 @@ class _Run:
     def _emptied(self, tops: Sequence[str], seen: set[str]) -> list[str]:
         """Folders that had files and have none now: rather a drive that is not mounted than a mass deletion."""
         emptied = []
-        for top in tops:
+        for top in filter(os.path.isdir, tops):
             known = sum(_is_below(path, top) for path, stamp in self._stamps.items() if stamp.asset_id is not None)
-            if known and os.path.isdir(top) and not any(_is_below(path, top) for path in seen):
+            if known and not any(_is_below(path, top) for path in seen):
                 emptied.append(top)
                 reason = (
                     f"holds nothing to index now, but {known:,} of its files are in the index; they are kept in case a "

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
@@ -59,11 +59,6 @@ def read(values: Mapping[str, Mapping[str, float]]) -> dict[tuple[Modality, Moda
         asked, _, answered = pair.partition("->")
         lines[Modality(asked), Modality(answered)] = Line(**{k: float(numbers[k]) for k in Line.__slots__})
     return lines
-
-
-def write(calibration: Calibration) -> dict[str, dict[str, float]]:
-    """The inverse of ``read``."""
-    return {f"{asked}->{answered}": asdict(line) for (asked, answered), line in calibration.items()}
 
 
 def measure(

@@ -234,11 +234,13 @@ def is_mini_folder(folder: Path) -> bool:
 
 def weights_digest(folder: Path) -> str:
     """The ``fingerprint``: a digest of the four files, and of the settings, that vectors depend on."""
-    return _digest(folder, (IMAGE, TEXT, HEAD, TOKENIZER))
+    from indexer.encoders.mini_text import CLASS_WEIGHT
+
+    return _digest(folder, (IMAGE, TEXT, HEAD, TOKENIZER), f"{CLASS_WEIGHT}\n")
 
 
-def _digest(folder: Path, names: Sequence[str]) -> str:
-    digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}".encode(), digest_size=16)
+def _digest(folder: Path, names: Sequence[str], setting: str = "") -> str:
+    digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}{setting}".encode(), digest_size=16)
     for name in names:
         content = (folder / name).read_bytes()
         digest.update(f"{name} {len(content)}\n".encode())
