@@ -1,0 +1,126 @@
+"""What a training run depends on besides its files; nothing heavy is imported here, for the command line's sake."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+
+from indexer.errors import UsageError
+
+LOSSES = ("infonce", "sigmoid", "triplet")
+PARTS = ("heads", "last", "lora", "all")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How strongly pictures are changed; 0 switches a change off, exactly.
+
+    Raises:
+        UsageError: a strength is out of range.
+    """
+
+    crop: float = 0.5
+    """Part of a picture's area that a crop loses at most: at 0.5 between none and half, uniformly."""
+    aspect: float = 1.67
+    """A crop's width by its height lies between 1/aspect and aspect, log-uniformly; at 0 it is that of the picture.
+    The models squeeze every picture to a square and must not mind. Without ``crop`` there is nothing to shape."""
+    mirror: float = 0.5
+    """Probability of the mirror image."""
+    colour: float = 0.25
+    """How far brightness, contrast and saturation each move, up or down: at 0.25 factors from 0.75 to 1.25."""
+    grey: float = 0.0
+    """Probability of losing all colour."""
+    cutout: float = 0.0
+    """Part of the area that is painted over in grey at most, as one rectangle."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name == "aspect":
+                if value != 0 and not 1 <= value < math.inf:
+                    raise UsageError(f"aspect is {value}; it must be 0 (off) or at least 1")
+            elif not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}; it must be from 0 (off) to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class DualSettings:
+    """All that the outcome of a run depends on besides the files; ``config.toml`` in the run's folder.
+
+    Raises:
+        UsageError: a setting makes no sense.
+    """
+
+    data: str = ""
+    """Captioned pictures, in any format that ``mmsearch data inspect`` reads."""
+    also: tuple[str, ...] = ()
+    """More of them, trained on beside ``data``: all splits but dev, val and test."""
+    judges: tuple[str, ...] = ()
+    """More captioned pictures to choose by: the value of a model is its mean recall, averaged over these and dev."""
+    start: str = "mini"
+    """What training starts from: see ``load_trainable``."""
+    fresh_head: bool = False
+    """Begin with random heads on the start's towers."""
+
+    train: str = "heads"
+    """``heads``; ``last``, which adds the last blocks; ``lora``, low-rank additions to every attention; ``all``."""
+    image_blocks: int = 0
+    """Blocks before the head of the image tower that ``last`` trains."""
+    text_blocks: int = 0
+    """Likewise of the text tower."""
+    lora_rank: int = 8
+
+    loss: str = "infonce"
+    """``infonce`` (CLIP), ``sigmoid`` (SigLIP) or ``triplet`` (VSE++)."""
+    margin: float = 0.2
+    """Of the triplet loss."""
+    epochs: int = 6
+    """Times that every picture is seen."""
+    batch: int = 256
+    """Pictures a step, of all processes together."""
+    micro_batch: int = 0
+    """Pictures that go through the model at once; 0 for all of a step. It saves memory and changes no gradient."""
+    captions: int = 1
+    """Captions of each picture a step."""
+
+    learning_rate: float = 1e-3
+    """Of the heads and the temperature."""
+    tower_rate: float = 1e-4
+    """Of the last block before a head."""
+    layer_decay: float = 0.8
+    """What the rate is multiplied by from a block to the one before it."""
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    """Part of the steps in which the rates rise."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for none."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is judged and kept; 0 for the weights themselves."""
+    interpolate: bool = True
+    """At the end take the best point between the start and the trained weights; never with a fresh head."""
+    precision: str = "float32"
+    """``float32``, or ``bfloat16`` for what is trained, by autocast."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+    views: int = 0
+    """Changed versions of each picture, itself the first, that are prepared once and kept; 0 to change it anew each
+    time it is seen."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    word_dropout: float = 0.0
+    """Probability of leaving out each word of a caption."""
+    noise: float = 0.0
+    """Noise on what `mini`'s heads read, in standard deviations of it."""
+    dropout: float = 0.1
+    """In `mini`'s heads."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, values in (("train", PARTS), ("loss", LOSSES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in values:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}")
+        for name, least in (("epochs", 1), ("batch", 2), ("micro_batch", 0), ("captions", 1), ("views", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.train == "last" and not (self.image_blocks or self.text_blocks):
+            raise UsageError("train is 'last' without a number of blocks; set image_blocks, text_blocks or both")
