@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,21 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """One thing that was asked for: the modality it was asked in, its vector ``(D,)``, its weight."""
 
     asked: Modality
     vector: np.ndarray
     weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with its vectors: what is wanted, with weights that add up to 1, and what is not."""
+
+    query: Query
+    wanted: tuple[Part, ...]
+    unwanted: tuple[Part, ...]
 
 
 class Searcher:
@@ -106,46 +115,58 @@ class Searcher:
             ModelError: the model cannot be loaded.
             StorageError: the index cannot be read.
         """
+        return self.search_many([query], k)[0]
+
+    def search_many(self, queries: Sequence[Query], k: int = 10) -> list[list[Hit]]:
+        """The answers of ``search`` to each of many questions, embedded together: far quicker than one by one.
+
+        Raises:
+            UsageError, ModelError, StorageError: as ``search``.
+        """
+        return self.answer(self.embed(queries), k)
+
+    def embed(self, queries: Sequence[Query]) -> list[Asked]:
+        """The vectors of the parts of each question; the model sees all texts at once, and all pictures.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+        """
+        texts = [text for query in queries for text in ([] if query.text is None else [query.text]) + [*query.without]]
+        images = [query.image.convert("RGB") for query in queries if query.image is not None]
+        with self._encoding:
+            of_text = iter(self.encoder.encode_texts(texts) if texts else ())
+            of_image = iter(self.encoder.encode_images(images) if images else ())
+        return [_asked(query, of_text, of_image) for query in queries]
+
+    def answer(self, asked: Sequence[Asked], k: int = 10) -> list[list[Hit]]:
+        """The ``k`` best answers to each question, all from one moment of the index.
+
+        Raises:
+            UsageError: ``k`` is below 1.
+            StorageError: the index cannot be read.
+        """
         if k < 1:
             raise UsageError(f"k is {k}; ask for at least 1 answer")
-        wanted, unwanted = self._embed(query)
         with self.index.snapshot() as snapshot:
-            best: list[tuple[float, Item]] = []
-            for answered in query.kinds or tuple(Modality):
-                best += self._search_kind(snapshot, answered, query, wanted, unwanted, k)
-        best.sort(key=lambda found: (-found[0], found[1].id))
-        hits = [Hit(rank, probability(logit), item) for rank, (logit, item) in enumerate(best[:k], 1)]
-        return [hit for hit in hits if query.min_score is None or hit.score >= query.min_score]
+            found = [
+                {kind: self._search_kind(snapshot, kind, one, k) for kind in one.query.kinds or tuple(Modality)}
+                for one in asked
+            ]
+            items = {
+                kind: snapshot.reader.items_at(
+                    kind, sorted({row for kinds in found if kind in kinds for _, row in kinds[kind]})
+                )
+                for kind in Modality
+            }
+        return [_hits(one.query, kinds, items, k) for one, kinds in zip(asked, found, strict=True)]
 
-    def _embed(self, query: Query) -> tuple[list[_Part], list[_Part]]:
-        """What is wanted, with weights that add up to 1, and what is not."""
-        wanted: list[_Part] = []
-        count = (query.text is not None) + (query.image is not None)
-        with self._encoding:
-            texts = ([query.text] if query.text is not None else []) + list(query.without)
-            vectors = iter(self.encoder.encode_texts(texts)) if texts else iter(())
-            if query.text is not None:
-                wanted.append(_Part(Modality.TEXT, next(vectors), 1 / count))
-            if query.image is not None:
-                vector = self.encoder.encode_images([query.image.convert("RGB")])[0]
-                wanted.append(_Part(Modality.IMAGE, vector, 1 / count))
-            unwanted = [_Part(Modality.TEXT, vector, 1.0) for vector in vectors]
-        return wanted, unwanted
-
-    def _search_kind(
-        self,
-        snapshot: Snapshot,
-        answered: Modality,
-        query: Query,
-        wanted: list[_Part],
-        unwanted: list[_Part],
-        k: int,
-    ) -> list[tuple[float, Item]]:
-        """The ``k`` best items of one kind with the log-odds that they match."""
+    def _search_kind(self, snapshot: Snapshot, answered: Modality, asked: Asked, k: int) -> list[tuple[float, int]]:
+        """The rows of the ``k`` best items of one kind with the log-odds that they match."""
         store = snapshot.vectors[answered]
         if not snapshot.state.rows[answered]:
             return []
-        allowed = None if query.where.is_open else snapshot.reader.rows(answered, query.where)
+        wanted, unwanted, where = asked.wanted, asked.unwanted, asked.query.where
+        allowed = None if where.is_open else snapshot.reader.rows(answered, where)
         # The log-odds are linear in the cosines, so a question of several parts is still one vector.
         lines = [self.calibration[part.asked, answered] for part in wanted]
         direction = np.sum([p.weight * ln.gain * p.vector for p, ln in zip(wanted, lines, strict=True)], axis=0)  # (D,)
@@ -158,8 +179,31 @@ class Searcher:
             logits = logits - _penalty(store.fetch(found), _sample(snapshot, answered), unwanted)
             order = np.lexsort((found, -logits))[:k]
             found, logits = found[order], logits[order]
-        items = snapshot.reader.items_at(answered, found.tolist())
-        return [(float(logit), items[row]) for logit, row in zip(logits, found.tolist(), strict=True)]
+        return list(zip(logits.tolist(), found.tolist(), strict=True))
+
+
+def _asked(query: Query, texts: Iterator[np.ndarray], images: Iterator[np.ndarray]) -> Asked:
+    """Take the vectors of one question off the two rows in which they stand."""
+    wanted: list[Part] = []
+    count = (query.text is not None) + (query.image is not None)
+    if query.text is not None:
+        wanted.append(Part(Modality.TEXT, next(texts), 1 / count))
+    if query.image is not None:
+        wanted.append(Part(Modality.IMAGE, next(images), 1 / count))
+    return Asked(query, tuple(wanted), tuple(Part(Modality.TEXT, next(texts), 1.0) for _ in query.without))
+
+
+def _hits(
+    query: Query,
+    found: Mapping[Modality, list[tuple[float, int]]],
+    items: Mapping[Modality, Mapping[int, Item]],
+    k: int,
+) -> list[Hit]:
+    """The ``k`` best of what was found of every kind, ties to the smaller item."""
+    best = [(logit, items[kind][row]) for kind, pairs in found.items() for logit, row in pairs]
+    best.sort(key=lambda pair: (-pair[0], pair[1].id))
+    hits = [Hit(rank, probability(logit), item) for rank, (logit, item) in enumerate(best[:k], 1)]
+    return [hit for hit in hits if query.min_score is None or hit.score >= query.min_score]
 
 
 def _sample(snapshot: Snapshot, modality: Modality) -> np.ndarray:
@@ -169,7 +213,7 @@ def _sample(snapshot: Snapshot, modality: Modality) -> np.ndarray:
     return store.fetch(alive[np.linspace(0, len(alive) - 1, min(len(alive), EXCLUSION_SAMPLE)).astype(int)])
 
 
-def _penalty(vectors: np.ndarray, library: np.ndarray, unwanted: list[_Part]) -> np.ndarray:
+def _penalty(vectors: np.ndarray, library: np.ndarray, unwanted: Sequence[Part]) -> np.ndarray:
     """By how much the unwanted lowers the log-odds of ``vectors`` ``(K, D)``: ``(K,)``, never negative.
 
     Whoever says "not people" means what shows people more than the rest of the library does, however well or badly the
