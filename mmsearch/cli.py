@@ -13,6 +13,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from indexer.errors import MmsearchError, UsageError
+from mmsearch.datasets.command import app as data_app
+from mmsearch.evaluation.command import app as eval_app
 from mmsearch.training.command import app as train_app
 
 app = typer.Typer(
@@ -24,7 +26,9 @@ app = typer.Typer(
     help="Search your own pictures and texts in words or with a picture.\n\n"
     "Example: mmsearch index ./photos, then mmsearch query 'a cat on a sofa'",
 )
+app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
 
 IndexOption = Annotated[
     Path | None,

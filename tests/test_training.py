@@ -1,26 +1,35 @@
-"""Training: the data it reads, the numbers it reports, and the command from captions to a model that answers."""
+"""Training: from captions to a model that answers, whole or in parts, in one go or stopped, in one process or two."""
 
 import json
 import math
-import shutil
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from indexer.encoders.load import load_encoder
-from indexer.encoders.mini import HEAD, PACKAGED, MiniEncoder, weights_digest
-from indexer.encoders.mini_torch import ResidualHead
+from indexer.encoders.mini import HEAD, IMAGE, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.errors import UsageError
+from mmsearch.datasets import open_dataset
+from mmsearch.training import dual
 from mmsearch.training.calibrate import calibrate, fit_logistic, harmless
+from mmsearch.training.checkpoint import load_state
 from mmsearch.training.command import app
-from mmsearch.training.data import read_names, read_split
-from mmsearch.training.dual import Spread
-from mmsearch.training.features import changed
+from mmsearch.training.dual import train_dual
+from mmsearch.training.models.mini import MiniModel
 from mmsearch.training.retrieval import recalls
+from mmsearch.training.run import read_settings
+from mmsearch.training.settings import Augmentation, DualSettings
+from mmsearch.training.sources import kept, readable
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "yellow": (230, 220, 20)}
 
@@ -37,78 +46,49 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.new("RGB", (40 + 9 * shade, 50), tuple(c - 5 * shade for c in rgb)).save(folder / "images" / name)
             captions += [f"{name}\ta {colour} wall", f'{name}\tit is "{colour}" all over']
             splits["dev" if shade == 3 else "train"].append(name)
-    splits["test"] = splits["dev"]
     (folder / "captions.tsv").write_text("\n".join(captions) + "\n")
     for split, names in splits.items():
-        (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
+        if names:
+            (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
     return folder
 
 
-def train(data: Path, out: Path, *more: str) -> list[dict]:
-    """Run the command as a user would; its log."""
-    arguments = ["dual", "--data", str(data), "--out", str(out), "--crops", "1", "--batch", "8", "--device", "cpu"]
-    result = CliRunner().invoke(app, [*arguments, *more])
-    assert result.exit_code == 0, result.output
-    assert str(out) in result.stdout
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the frozen towers say of ``data``, for all tests that train heads alone."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def settings(data: Path, **more: object) -> DualSettings:
+    plain = {"fresh_head": True, "epochs": 8, "batch": 4, "views": 2, "seed": 5, "noise": 0.1}
+    return DualSettings(data=str(data), **(plain | more))  # type: ignore[arg-type]
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two states are equal to the last bit, whatever the order of their names."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def events(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
-    out = tmp_path_factory.mktemp("run")
-    return out, train(data, out, "--fresh-head", "--epochs", "8", "--seed", "5")
-
-
-class TestData:
-    def test_split_as_written(self, data: Path):
-        dev = read_split(data, "dev")
-        assert [path.name for path in dev.pictures] == ["red3.png", "green3.png", "blue3.png", "yellow3.png"]
-        assert dev.captions[1] == ["a green wall", 'it is "green" all over']
-        texts, owner = dev.flat()
-        assert owner == [0, 0, 1, 1, 2, 2, 3, 3] and texts[4] == "a blue wall"
-
-    @pytest.mark.parametrize(
-        ("file", "content", "said"),
-        [
-            ("dev.txt", "no-such.png\n", "captions.tsv says nothing"),
-            ("dev.txt", "gone.png\n", "is not in"),
-            ("dev.txt", "\n", "names no picture"),
-            ("dev.txt", None, "cannot read"),
-            ("captions.tsv", "image\tcaption\na.png\n", "expected image<TAB>caption"),
-        ],
+def run(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """The command as a user would type it."""
+    out = tmp_path_factory.mktemp("run") / "mine"
+    result = CliRunner().invoke(
+        app,
+        f"dual --data {data} --out {out} --fresh-head --epochs 8 --batch 4 --views 2 --seed 5 --noise 0.1 "
+        f"--cache {cache} --device cpu".split(),
     )
-    def test_what_is_wrong_is_named(self, tmp_path: Path, file: str, content: str | None, said: str):
-        (tmp_path / "images").mkdir()
-        (tmp_path / "captions.tsv").write_text("image\tcaption\ngone.png\ta thing\n")
-        if content is not None:
-            (tmp_path / file).write_text(content)
-        with pytest.raises(UsageError, match=said) as caught:
-            read_split(tmp_path, "dev")
-        assert file in str(caught.value)
-
-
-class TestNames:
-    def test_each_picture_is_described_by_its_name(self, tmp_path: Path):
-        (tmp_path / "images").mkdir()
-        (tmp_path / "images" / "a.png").touch()
-        (tmp_path / "labels.tsv").write_text("image\tsynset\tlabel\na.png\tn01\tgreat white shark\n")
-        names = read_names(tmp_path)
-        assert names.pictures == [tmp_path / "images" / "a.png"]
-        assert names.captions[0][:3] == ["great white shark", "a great white shark", "a photo of a great white shark"]
-
-    @pytest.mark.parametrize(
-        ("table", "words"),
-        [
-            ("image\tsynset\n", "columns image and label"),
-            ("image\tlabel\nb.png\tb\n", "names 'b.png'"),
-            (None, "cannot read"),
-        ],
-    )
-    def test_what_is_missing_is_named(self, tmp_path: Path, table: str | None, words: str):
-        if table is not None:
-            (tmp_path / "labels.tsv").write_text(table)
-        with pytest.raises(UsageError, match=words):
-            read_names(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert str(out) in result.stdout
+    return out, events(out)
 
 
 class TestRecall:
@@ -143,37 +123,6 @@ class TestRecall:
         assert found.text_to_image == (0, 0, 0) and found.image_to_text == (0, 0, 0)
 
 
-class TestParts:
-    def test_folded_head_reads_raw_features(self):
-        torch.manual_seed(0)
-        features = 3 + 2 * torch.randn(50, 6)
-        head, spread = ResidualHead(6, 4, 8).eval(), Spread.of(features)
-        standardised = spread(features)
-        assert standardised.mean(dim=0).tolist() == pytest.approx([0] * 6, abs=1e-5)
-        assert standardised.std(dim=0, correction=0).tolist() == pytest.approx([1] * 6, abs=1e-5)
-        expected = head(standardised)
-        before = head.linear.weight.clone()
-        spread.fold(head)
-        assert torch.allclose(head(features), expected, atol=1e-5)
-        spread.unfold(head)
-        assert torch.allclose(head.linear.weight, before, atol=1e-6)
-        assert torch.allclose(head(standardised), expected, atol=1e-5)
-
-    def test_views(self):
-        """Red on the left, blue on the right: plain keeps that, flip turns it, a crop is smaller and repeatable."""
-        image = Image.new("RGB", (100, 80), (255, 0, 0))
-        image.paste((0, 0, 255), (50, 0, 100, 80))
-        assert changed(image, "plain", np.random.default_rng(0)).getpixel((5, 5)) == (255, 0, 0)
-        assert changed(image, "flip", np.random.default_rng(0)).getpixel((5, 5)) == (0, 0, 255)
-        crops = [changed(image, "crop1", np.random.default_rng(seed)) for seed in range(30)]
-        areas = [crop.width * crop.height / 8000 for crop in crops]
-        aspects = [crop.width / crop.height for crop in crops]
-        assert 0.4 < min(areas) < 0.7 < max(areas) <= 1
-        assert min(aspects) < 1.0 and max(aspects) > 1.5
-        again = changed(image, "crop1", np.random.default_rng(7))
-        assert again.tobytes() == crops[7].tobytes()
-
-
 class TestCalibration:
     def test_logistic_fit_by_hand(self):
         """At 0, one of four matches; at 2, three of four: log-odds -log 3 and log 3, so the slope is log 3."""
@@ -201,7 +150,7 @@ class TestCalibration:
             assert np.abs(np.asarray(same, int).mean(axis=(0, 1)) - (120, 60, 30)).max() < 60
 
     def test_matches_score_higher_whatever_is_asked_and_found(self, run: tuple[Path, list[dict]], data: Path):
-        lines = calibrate(MiniEncoder("cpu", run[0]), read_split(data, "dev"), seed=5)
+        lines = calibrate(MiniEncoder("cpu", run[0]), open_dataset(data).split("dev"), seed=5)
         assert sorted(lines) == ["image->image", "image->text", "text->image", "text->text"]
         assert lines["image->text"] == lines["text->image"]
         assert all(line["slope"] > 0 and line["bias"] < 0 for line in lines.values())
@@ -214,52 +163,137 @@ class TestDual:
         assert [event["epoch"] for event in log] == list(range(1, 9))
         assert log[-1]["loss"] < log[0]["loss"] / 2
         encoder = load_encoder(str(out), "cpu")
-        dev = read_split(data, "dev")
-        images = encoder.encode_images([Image.open(path).convert("RGB") for path in dev.pictures])
+        images = encoder.encode_images([picture.open() for picture in open_dataset(data).split("dev").pictures])
         texts = encoder.encode_texts([f"a {colour} wall" for colour in COLOURS])
         assert (texts @ images.T).argmax(axis=1).tolist() == [0, 1, 2, 3]
 
-    def test_the_run_says_what_it_was_made_with(self, run: tuple[Path, list[dict]]):
-        settings = json.loads((run[0] / "train.json").read_text())
-        assert settings["epochs"] == 8 and settings["seed"] == 5 and settings["fresh_head"] is True
-        encoder = MiniEncoder("cpu", run[0])
-        assert encoder.fingerprint == weights_digest(run[0])
-        assert encoder.fingerprint != MiniEncoder().fingerprint
+    def test_the_run_says_what_it_was_made_with(self, run: tuple[Path, list[dict]], data: Path):
+        out, _ = run
+        assert read_settings(out / "config.toml", DualSettings) == settings(data)
+        assert MiniEncoder("cpu", out).fingerprint == weights_digest(out) != MiniEncoder().fingerprint
+        card = (out / "README.md").read_text()
+        assert "| train | 12 | 24 |" in card and "| dev | 4 | 8 |" in card
+        with Image.open(out / "curve.png") as curve:
+            assert curve.width > 300
 
-    def test_the_same_seed_gives_the_same_weights(self, run: tuple[Path, list[dict]], data: Path, tmp_path: Path):
+    def test_the_same_seed_gives_the_same_weights(
+        self, run: tuple[Path, list[dict]], data: Path, cache: Path, tmp_path: Path
+    ):
         before = (run[0] / HEAD).read_bytes()
-        shutil.copytree(run[0] / "features", tmp_path / "again" / "features")
-        train(data, tmp_path / "again", "--fresh-head", "--epochs", "8", "--seed", "5")
-        assert (tmp_path / "again" / HEAD).read_bytes() == before
-        train(data, tmp_path / "again", "--fresh-head", "--epochs", "8", "--seed", "6")
-        assert (tmp_path / "again" / HEAD).read_bytes() != before
+        train_dual(tmp_path / "same", settings(data), cache=cache, device="cpu")
+        assert (tmp_path / "same" / HEAD).read_bytes() == before
+        train_dual(tmp_path / "other", settings(data, seed=6), cache=cache, device="cpu")
+        assert (tmp_path / "other" / HEAD).read_bytes() != before
 
-    def test_features_are_computed_once_and_again_when_a_picture_changes(self, data: Path, tmp_path: Path):
-        from mmsearch.training.features import Features
+    def test_a_stopped_run_goes_on_bit_for_bit(
+        self, data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Ctrl-C in the second of three steps of the third epoch; the average of the weights has to go on as well."""
+        wanted = settings(data, epochs=4, ema=0.9, fresh_head=False)
+        train_dual(tmp_path / "whole", wanted, cache=cache, device="cpu")
+        advance = dual._Run._advance
 
-        said: list[str] = []
-        source = data / "images"
-        pictures = [tmp_path / f"{number}.png" for number in range(2)]
-        for number, picture in enumerate(pictures):
-            picture.write_bytes((source / f"red{number}.png").read_bytes())
-        kept = Features(MiniEncoder("cpu"), tmp_path / "kept", seed=0, compiled=False, log=said.append)
-        first, words = kept.pictures("train", pictures, "plain")
-        second, _ = kept.pictures("train", pictures, "plain")
-        assert said == ["computing train-plain"]
-        assert torch.equal(first, second) and first.shape == (2, 1280) and words.shape == (2, 384)
-        pictures[1].write_bytes((source / "yellow3.png").read_bytes() + b"longer")
-        third, _ = kept.pictures("train", pictures, "plain")
-        assert len(said) == 2
-        assert torch.equal(third[0], first[0]) and not torch.allclose(third[1], first[1], atol=0.1)
+        def interrupted(self: dual._Run, *step: object) -> float:
+            if self._step == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            return advance(self, *step)  # type: ignore[arg-type]
 
-    def test_trained_heads_are_kept_near(self, data: Path, tmp_path: Path):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(dual._Run, "_advance", interrupted)
+            train_dual(tmp_path / "parts", wanted, cache=cache, device="cpu")
+        assert load_state(tmp_path / "parts" / "checkpoints" / "last.safetensors")["step"] == 8
+        assert not (tmp_path / "parts" / HEAD).exists()
+        result = CliRunner().invoke(
+            app, ["dual", "--resume", str(tmp_path / "parts"), "--cache", str(cache), "--device", "cpu"]
+        )
+        assert result.exit_code == 0, result.output
+        for name in (HEAD, "config.json", "calibration.json"):
+            assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        states = [load_state(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("parts", "whole")]
+        assert same(*states)
+        logs = [
+            [{k: v for k, v in e.items() if k != "seconds"} for e in events(tmp_path / n)] for n in ("parts", "whole")
+        ]
+        assert logs[0] == logs[1]
+
+    def test_a_run_is_not_begun_twice_nor_resumed_otherwise(self, run: tuple[Path, list[dict]], data: Path):
+        with pytest.raises(UsageError, match="holds a run already"):
+            train_dual(run[0], settings(data), device="cpu")
+        with pytest.raises(UsageError, match="epochs"):
+            train_dual(run[0], settings(data, epochs=9), resume=True, device="cpu")
+
+    @pytest.mark.parametrize("loss", ["infonce", "sigmoid", "triplet"])
+    def test_pieces_of_a_batch_give_the_gradient_of_the_whole(self, loss: str, data: Path, cache: Path, tmp_path: Path):
+        """One step with plain gradient descent would do; AdamW's first step is the sign, so several are taken."""
+        heads = []
+        for name, micro in (("whole", 0), ("pieces", 2)):
+            wanted = settings(data, loss=loss, micro_batch=micro, captions=2, noise=0.0, dropout=0.0, epochs=2, batch=6)
+            train_dual(tmp_path / name, wanted, cache=cache, device="cpu")
+            heads.append(load_state(tmp_path / name / "checkpoints" / "last.safetensors"))
+        for name, tensor in heads[0]["model"].items():
+            assert torch.allclose(tensor, heads[1]["model"][name], atol=2e-4), name
+        assert heads[0]["losses"] == pytest.approx(heads[1]["losses"], abs=1e-5)
+
+    def test_two_processes_equal_one(self, data: Path, cache: Path, tmp_path: Path):
+        """Under torchrun's environment, over gloo: the same losses and, to rounding, the same weights."""
+        wanted = "--fresh-head --epochs 2 --batch 4 --views 2 --seed 5 --noise 0 --dropout 0 --captions 2 --device cpu"
+        common = [*wanted.split(), "--data", str(data), "--cache", str(cache)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+
+        def start(out: str, **more: str) -> subprocess.Popen[str]:
+            arguments = [sys.executable, "-m", "mmsearch", "train", "dual", "--out", str(tmp_path / out), *common]
+            return subprocess.Popen(arguments, env=environment | more, stderr=subprocess.PIPE, text=True)
+
+        processes = [start("two", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+        processes.append(start("one"))
+        for process in processes:
+            _, said = process.communicate(timeout=250)
+            assert process.returncode == 0, said
+        one, two = (events(tmp_path / name) for name in ("one", "two"))
+        assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], abs=1e-4)
+        states = [load_state(tmp_path / name / "checkpoints" / "last.safetensors")["model"] for name in ("one", "two")]
+        for name, tensor in states[0].items():
+            assert torch.allclose(tensor, states[1][name], atol=2e-4), name
+
+    def test_trained_heads_are_kept_near(self, data: Path, cache: Path, tmp_path: Path):
         """From the packaged heads: epoch 0 is the start, and the answer lies on the line between start and end."""
-        log = train(data, tmp_path / "tuned", "--epochs", "1", "--learning-rate", "1e-5")
+        wanted = settings(data, fresh_head=False, epochs=1, learning_rate=1e-5)
+        log = events(train_dual(tmp_path / "tuned", wanted, cache=cache, device="cpu"))
         assert [event["epoch"] for event in log if "epoch" in event] == [0, 1]
         assert [event["alpha"] for event in log if "alpha" in event] == [0.0, 0.25, 0.5, 0.75, 1.0]
         question = ["a dog runs on the beach"]
         tuned, packaged = MiniEncoder("cpu", tmp_path / "tuned"), MiniEncoder("cpu")
         assert (tuned.encode_texts(question) @ packaged.encode_texts(question).T).item() > 0.97
+
+    def test_last_blocks_move_and_the_others_stay(self, data: Path, tmp_path: Path):
+        """What is written is what was trained: the last two blocks of each tower, pictures changed anew each time."""
+        wanted = settings(
+            data, train="last", image_blocks=2, text_blocks=1, views=0, epochs=1, fresh_head=False, interpolate=False,
+            word_dropout=0.2, tower_rate=1e-3, augmentation=Augmentation(cutout=0.2, grey=0.5),
+        )  # fmt: skip
+        out = train_dual(tmp_path / "deep", wanted, device="cpu")
+        image, first = load_file(out / IMAGE), load_file(PACKAGED / IMAGE)
+        moved = {name for name in first if not np.array_equal(image[name], first[name])}
+        assert moved and all(name.startswith(("blocks.6.", "conv_head.", "bn2.")) for name in moved)
+        text, first = load_file(out / TEXT), load_file(PACKAGED / TEXT)
+        moved = {name for name in first if not np.array_equal(text[name], first[name])}
+        assert moved and all(name.startswith("encoder.layer.5.") for name in moved)
+        model = MiniModel()
+        model.image.freeze(21)
+        model.text.freeze(6)
+        trained = dual._Trained(model)
+        trained.load_state_dict(load_state(out / "checkpoints" / "best.safetensors")["model"])
+        pictures = [picture.open() for picture in open_dataset(data).split("dev").pictures]
+        pixels = torch.from_numpy(np.stack([model.prepare(picture) for picture in pictures]))
+        encoder = load_encoder(str(out), "cpu")
+        with torch.inference_mode():
+            rows = model.eval().image((pixels,)).numpy()
+            words = model.text(model.tokens(["a red wall", "a dog"])).numpy()
+        assert (rows * encoder.encode_images(pictures)).sum(axis=1).min() > 0.9999
+        assert (words * encoder.encode_texts(["a red wall", "a dog"])).sum(axis=1).min() > 0.999  # eight bits a weight
 
     def test_names_teach_words_that_no_caption_has(self, data: Path, tmp_path: Path):
         """Pictures of violet and of brown, in no caption, are told apart by their names after training on them."""
@@ -270,8 +304,10 @@ class TestDual:
             Image.new("RGB", (40, 40), rgb).save(names / "images" / f"{thing}.png")
         rows = "".join(f"{thing}.png\tn0\t{thing}\n" for thing in things)
         (names / "labels.tsv").write_text("image\tsynset\tlabel\n" + rows)
-        train(data, tmp_path / "named", "--names", str(names), "--fresh-head", "--epochs", "8", "--seed", "5")
-        encoder = load_encoder(str(tmp_path / "named"), "cpu")
+        wanted = settings(data, also=(str(names),), judges=(str(names),), batch=7)
+        out = train_dual(tmp_path / "named", wanted, device="cpu")
+        assert events(out)[-1]["names"]["text_to_image"] == [100, 100, 100]
+        encoder = load_encoder(str(out), "cpu")
         images = encoder.encode_images([Image.new("RGB", (40, 40), rgb) for rgb in things.values()])
         texts = encoder.encode_texts([f"a picture of a {thing}" for thing in things])
         assert (texts @ images.T).argmax(axis=1).tolist() == [0, 1]
@@ -283,8 +319,94 @@ class TestDual:
         assert {path.name for path in (tmp_path / "weights").iterdir()} == packaged
         assert load_encoder(str(tmp_path / "weights"), "cpu").fingerprint == MiniEncoder("cpu", run[0]).fingerprint
 
-    def test_a_start_without_towers_is_refused(self, data: Path, tmp_path: Path):
-        result = CliRunner().invoke(
-            app, ["dual", "--data", str(data), "--out", str(tmp_path / "o"), "--start", str(tmp_path)]
-        )
-        assert isinstance(result.exception, UsageError) and "towers" in str(result.exception)
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ("--data DATA", "--out for a new run"),
+            ("--out new", "--data FOLDER"),
+            ("--data DATA --out new --loss l2", "infonce, sigmoid, triplet"),
+            ("--data DATA --out new --train last", "image_blocks"),
+            ("--data DATA --out new --batch 99", "smaller --batch"),
+            ("--data DATA --out new --crop 2", "crop is 2"),
+            ("--data DATA --out new --from no-such-model", "no-such-model"),
+            ("--data nowhere --out new", "nowhere"),
+            ("--resume nowhere", "nowhere"),
+        ],
+    )
+    def test_are_named(self, options: str, said: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tmp_path)
+        words = [str(data) if word == "DATA" else word for word in options.split()]
+        result = CliRunner().invoke(app, ["dual", *words, "--device", "cpu"])
+        assert isinstance(result.exception, UsageError), result.output
+        assert said in str(result.exception)
+
+    def test_a_broken_picture_is_left_out_by_name(self, tmp_path: Path):
+        (tmp_path / "captions.tsv").write_text("image\tcaption\na.png\tred\nb.png\tnothing\n")
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
+        (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+        said: list[str] = []
+        whole = open_dataset(tmp_path).splits["all"]
+        for _ in range(2):  # the second time it is remembered
+            left = readable(whole, tmp_path / "cache", said.append)
+            assert [picture.name for picture in left.pictures] == ["a.png"] and left.captions == [["red"]]
+        assert len(said) == 2 and said[0] == said[1] and said[0].startswith("left out: b.png: ")
+
+
+class TestStore:
+    def test_is_computed_once_for_one_key_and_filled_up_with_zeros(self, tmp_path: Path):
+        calls = []
+
+        def states():
+            calls.append(1)
+            yield [1], (torch.tensor([[1.5, 2.5, 3.5]]), torch.tensor([7]))
+            yield [2, 0], (torch.tensor([[4.0, 5.0], [6.0, 70000.0]]), torch.tensor([8, 9]))
+
+        for _ in range(2):
+            store = kept(tmp_path / "s", "one", 3, states)
+        numbers, marks = store.rows([0, 1, 2])
+        assert numbers.tolist() == [[6, 65504, 0], [1.5, 2.5, 3.5], [4, 5, 0]]  # the largest of float16
+        assert marks.tolist() == [9, 7, 8] and len(store) == 3
+        assert len(calls) == 1
+        kept(tmp_path / "s", "another", 3, states)
+        assert len(calls) == 2
+
+
+class TestMini:
+    def test_stages_are_the_encoder(self):
+        """Cut anywhere, frozen part and trained part together say what the encoder says."""
+        model, encoder = MiniModel().eval(), MiniEncoder("cpu")
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 260, 260), dtype=np.uint8)
+        texts = ["a dog", "two cats sleep on a red sofa in the sun"]
+        rows, words = encoder.encode_prepared(pixels), encoder.encode_texts(texts)
+        for cut in (0, 5, 22):
+            model.image.freeze(cut)
+            model.text.freeze(min(cut, 7))
+            with torch.inference_mode():
+                assert np.allclose(model.image((torch.from_numpy(pixels),)).numpy(), rows, atol=1e-5)
+                assert np.allclose(model.text(model.tokens(texts)).numpy(), words, atol=1e-5)
+        assert (len(model.image.stages), len(model.text.stages)) == (24, 8)
+
+    def test_standardised_heads_say_the_same_and_are_written_as_before(self, tmp_path: Path):
+        model = MiniModel().eval()
+        torch.manual_seed(0)
+        image = (3 + torch.rand(40, 1280), torch.rand(40, 384))
+        text = tuple(torch.randn(40, 384) for _ in range(3))
+        model.image.freeze(23)
+        model.text.freeze(7)
+        with torch.inference_mode():
+            before = model.image.rest(image), model.text.rest(text)
+        model.begin(image, text)
+        features = (image[0] - model.image.stages[-1].mean) / model.image.stages[-1].std
+        assert features.mean(dim=0).abs().max() < 1e-4 and (features.std(dim=0, correction=0) - 1).abs().max() < 1e-3
+        with torch.inference_mode():
+            after = model.image.rest(image), model.text.rest(text)
+        for one, other in zip(before, after, strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+        model.save(tmp_path)
+        for name in (IMAGE, TEXT):
+            assert (tmp_path / name).read_bytes() == (PACKAGED / name).read_bytes()
+        question = ["a dog runs on the beach"]
+        cosine = MiniEncoder("cpu", tmp_path).encode_texts(question) @ MiniEncoder("cpu").encode_texts(question).T
+        assert cosine.item() > 0.9999

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from indexer.encoders import Encoder
-from mmsearch.training.data import Captioned
+from mmsearch.datasets import Captioned
 
 LIBRARY = 100
 """A score of 0.5 says: as likely a match as not, where one item in so many matches."""
@@ -37,7 +36,7 @@ def calibrate(encoder: Encoder, data: Captioned, *, seed: int = 0) -> dict[str, 
     """
     texts, owners = data.flat()
     owner = np.array(owners)
-    pictures = [_open(path) for path in data.pictures]
+    pictures = [picture.open() for picture in data.pictures]
     rng = np.random.default_rng(seed)
     image = _encode(encoder, pictures)  # (N, D)
     altered = _encode(encoder, [harmless(picture, rng) for picture in pictures])  # (N, D)
@@ -148,8 +147,3 @@ def _same_scene(among_texts: np.ndarray, owner: np.ndarray, pictures: int) -> np
 
 def _encode(encoder: Encoder, pictures: Sequence[Image.Image]) -> np.ndarray:
     return np.concatenate([encoder.encode_images(pictures[i : i + CHUNK]) for i in range(0, len(pictures), CHUNK)])
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")

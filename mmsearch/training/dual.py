@@ -1,339 +1,602 @@
-"""Training the heads of `mini` on captioned pictures, its towers frozen: features once, then minutes of training."""
+"""Training a dual encoder by contrast: any start, any part of it, in one process or several, stopped and resumed."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from indexer.encoders.mini import (
-    ARCHITECTURE,
-    CALIBRATION,
-    CONFIG,
-    HEAD,
-    IMAGE,
-    PACKAGED,
-    TEXT,
-    TOKENIZER,
-    MiniEncoder,
-    weights_digest,
-)
-from indexer.encoders.mini_torch import HEAD_SIZE, WORD_SIZE, Heads, ResidualHead, load_heads, text_features, two_parts
-from indexer.encoders.quantised import quantise
-from indexer.errors import UsageError
+from indexer.encoders.device import pick_device
+from indexer.encoders.load import load_encoder
+from indexer.encoders.mini import CALIBRATION
+from indexer.errors import ModelError, UsageError
+from mmsearch.datasets import Captioned, Dataset, open_dataset
+from mmsearch.datasets.model import KIND_OF
+from mmsearch.training.average import Ema, best_point
 from mmsearch.training.calibrate import calibrate
-from mmsearch.training.data import Captioned, read_names, read_split
-from mmsearch.training.features import Features
-from mmsearch.training.losses import multi_positive_info_nce
+from mmsearch.training.checkpoint import load_state, save_state
+from mmsearch.training.distributed import World, average_gradients, broadcast, gather
+from mmsearch.training.losses import multi_positive_info_nce, sigmoid_loss, triplet_loss
+from mmsearch.training.models import DualModel, State, Tower
+from mmsearch.training.models.load import load_trainable
+from mmsearch.training.models.lora import add_lora, merge_lora
+from mmsearch.training.optimiser import cosine_schedule, groups
 from mmsearch.training.retrieval import Recall, recalls
+from mmsearch.training.run import Data, Facts, Quality, RunFolder, Start
+from mmsearch.training.settings import DualSettings
+from mmsearch.training.sources import PLAIN, Choice, Pictures, Texts, readable
 
-LOG, SETTINGS = "log.jsonl", "train.json"
-FIRST_SCALE = 14.3
-"""The inverse of the first temperature 0.07 (Radford et al. 2021, section 2.4)."""
-LARGEST_SCALE = 100.0
-SMALLEST_STD = 0.01
-"""What a feature that hardly varies is divided by at least, in units of the average standard deviation."""
+CHECKPOINTS, LAST, BEST, FEATURES = "checkpoints", "last.safetensors", "best.safetensors", "features"
+CHECKPOINT_SECONDS = 300.0
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class DualSettings:
-    """What a run depends on besides the data and the towers; written into the run's folder."""
-
-    epochs: int = 6
-    batch: int = 1024
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    dropout: float = 0.1
-    feature_noise: float = 0.6
-    """Standard deviation of the noise added to each feature, in units of that feature's own."""
-    crops: int = 3
-    """Random crops of each picture, beside the picture and its mirror image."""
-    fresh_head: bool = False
-    """Begin with random heads; else with those of the model that is started from, and at the end take the best
-    point on the line between them and the trained ones."""
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """The features of one split: V views of N pictures, M captions."""
-
-    image: Tensor  # (V, N, 1280)
-    words: Tensor  # (V, N, 384)
-    text: Tensor  # (M, 1152)
-    sentence: Tensor  # (M, 384)
-    owner: Tensor  # (M,) the picture of each caption
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean and standard deviation of the features that a head reads; training sees them standardised."""
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor) -> Spread:
-        std = features.std(dim=0, correction=0)
-        return cls(features.mean(dim=0), std.clamp_min(SMALLEST_STD * std.mean().item()))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.std
-
-    @torch.no_grad()
-    def fold(self, head: ResidualHead) -> None:
-        """``head(x)`` becomes what ``head(self(x))`` was: the packaged head reads features as they are."""
-        for layer in (head.linear, head.up):
-            layer.weight.div_(self.std)
-            layer.bias.sub_(layer.weight @ self.mean)
-
-    @torch.no_grad()
-    def unfold(self, head: ResidualHead) -> None:
-        """The inverse of ``fold``."""
-        for layer in (head.linear, head.up):
-            layer.bias.add_(layer.weight @ self.mean)
-            layer.weight.mul_(self.std)
+"""Points between the starting weights and the trained ones that are measured (Wortsman et al. 2022)."""
+SAMPLE = 1024
+"""Pictures and texts that the model looks at before training, to standardise what its heads read."""
+JUDGE_BATCH = 64
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
+"""With which the sigmoid loss begins (Zhai et al. 2023, section 3.2)."""
 
 
 def train_dual(
-    data: Path,
     out: Path,
-    settings: DualSettings | None = None,
+    settings: DualSettings,
     *,
-    start: Path | None = None,
-    names: Path | None = None,
+    resume: bool = False,
+    cache: Path | None = None,
     device: str | None = None,
     compiled: bool = False,
+    command: str = "",
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Train on the data's ``train`` split, choose on ``dev``, and leave a complete model in ``out``.
+    """Train on ``settings.data``, judge each epoch on its dev split, and leave the best model in ``out``.
 
-    The loss is ``multi_positive_info_nce`` over the whole vector, so that the heads learn what the class names do not
-    say. Each epoch is measured on dev and the best is kept. Where the run began with trained heads, the result is the
-    point on the line from them to the new ones that is best on dev (WiSE-FT, Wortsman et al. 2022).
+    Under ``torchrun`` each process takes its part of every batch; the loss is that of the whole batch.
 
     Args:
-        data: a folder as ``read_split`` describes it, with ``train.txt`` and ``dev.txt``.
-        out: the run's folder; features that a former run left there are used again.
-        settings: all that the outcome depends on; the defaults for None.
-        start: the model whose towers (and heads) are used; the packaged one for None.
-        names: a folder as ``read_names`` describes it, trained on beside the data: words for things that captions of
-            everyday scenes do not mention.
-        device: as for ``MiniEncoder``.
-        compiled: run the image tower through ``torch.compile``: needs a C++ compiler, three times faster on a CPU.
+        out: the run's folder: what ``RunFolder`` describes, ``checkpoints/``, and a model that ``load_encoder`` opens.
+        settings: what to do; on ``resume`` it must be what ``out/config.toml`` says.
+        resume: go on from the last checkpoint, bit for bit as if nothing had happened.
+        cache: where to keep what frozen stages say of the data; ``out/features`` for None.
+        device: ``cuda``, ``mps``, ``cpu``, or None for the best here.
+        compiled: run the frozen image stages through ``torch.compile``: needs a C++ compiler, is faster on a CPU.
+        command: what the user typed, for the model card.
         log: takes a line of progress.
 
     Returns:
-        ``out``: a folder that ``load_encoder`` opens, with ``log.jsonl`` and ``train.json`` beside the weights.
+        ``out``.
 
     Raises:
-        UsageError: the data is incomplete, or a setting makes no sense.
+        UsageError: the data, the start or the settings do not fit.
+        KeyboardInterrupt: after a checkpoint was written from which ``resume`` goes on.
     """
-    settings = settings or DualSettings()
-    if min(settings.epochs, settings.batch) < 1 or settings.crops < 0:
-        raise UsageError("epochs and batch must be at least 1, crops at least 0")
-    start = start or PACKAGED
-    train, dev = read_split(data, "train"), read_split(data, "dev")
-    _lay_out(start, out)
-    encoder = MiniEncoder(device, out)
-    features = Features(encoder, out / "features", seed=settings.seed, compiled=compiled, log=log)
-    views = ["plain", "flip", *(f"crop{number}" for number in range(1, settings.crops + 1))]
-    seen, judged = _split(features, "train", train, views), _split(features, "dev", dev, ["plain"])
-
-    if names is not None:
-        seen = _joined(seen, _split(features, "names", read_names(names), views))
-    (out / SETTINGS).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
-    packed = None if settings.fresh_head else load_file(start / HEAD)
-    with (out / LOG).open("w", encoding="utf-8") as lines:
-
-        def record(event: dict[str, Any]) -> None:
-            lines.write(json.dumps(event) + "\n")
-            lines.flush()
-            log(" ".join(f"{name} {value}" for name, value in event.items()))
-
-        tensors = _fit(seen, judged, settings, packed, record)
-    save_file(tensors, out / HEAD)
-    _describe(out)
-    calibration = calibrate(MiniEncoder(device, out), dev, seed=settings.seed)
-    (out / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
+    where = pick_device(device)
+    with World.join(where.type) as world:
+        say = log if world.is_main else _silent
+        run = _Run(out, settings, world, where, cache or out / FEATURES, compiled, resume, say)
+        run.fit()
+        if world.is_main:
+            run.finish(command)
+        world.barrier()
     return out
 
 
-def export_mini(run: Path, weights: Path) -> None:
-    """Copy what a run's folder holds of the model into the folder of packaged weights."""
-    MiniEncoder("cpu", run)  # refuses what is no model
-    weights.mkdir(parents=True, exist_ok=True)
-    for name in (IMAGE, TEXT, HEAD, TOKENIZER, CONFIG, CALIBRATION):
-        shutil.copyfile(run / name, weights / name)
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Captioned pictures that a model is measured on."""
+
+    name: str
+    pictures: Pictures
+    texts: Texts
+    owner: np.ndarray
 
 
-def measure(heads: Heads, split: Split) -> Recall:
-    """Retrieval over a split by the plain view of its pictures, with the whole vector."""
-    heads.eval()
-    with torch.inference_mode():
-        image = two_parts(heads.image(split.image[0]), split.words[0])
-        text = two_parts(heads.text(split.text), split.sentence)
-    return recalls(image.numpy(), text.numpy(), split.owner.numpy())
+class _Run:
+    """One training run: what is read, where it stands, and what it writes."""
 
-
-def _fit(
-    seen: Split,
-    judged: Split,
-    settings: DualSettings,
-    packed: dict[str, np.ndarray] | None,
-    record: Callable[[dict[str, Any]], None],
-) -> dict[str, np.ndarray]:
-    """The packed tensors of the best heads; ``packed`` are those to begin with, None for random ones."""
-    torch.manual_seed(settings.seed)
-    image_spread, text_spread = Spread.of(seen.image[0]), Spread.of(seen.text)
-    heads = Heads(settings.dropout)
-    if packed is not None:
-        heads.load_state_dict(load_heads(packed).state_dict())
-        image_spread.unfold(heads.image)
-        text_spread.unfold(heads.text)
-
-    def standardised(split: Split) -> Split:
-        return Split(image_spread(split.image), split.words, text_spread(split.text), split.sentence, split.owner)
-
-    seen, judged = standardised(seen), standardised(judged)
-    first = _copy(heads)
-    best, best_recall = first, measure(heads, judged)
-    if packed is not None:
-        record({"epoch": 0, **best_recall.as_dict()})
-    else:
-        best_recall = Recall((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
-    parameters = [*heads.parameters(), scale]
-    steps = max(1, len(seen.owner) // settings.batch)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=settings.epochs * steps + 1, pct_start=0.1
-    )
-    for epoch in range(1, settings.epochs + 1):
-        began, total = time.monotonic(), 0.0
-        heads.train()
-        order = torch.randperm(len(seen.owner))
-        for step in range(steps):
-            captions = order[step * settings.batch : (step + 1) * settings.batch]  # (B,)
-            owner = seen.owner[captions]
-            view = torch.randint(len(seen.image), (len(captions),))
-            image = heads.image(_noisy(seen.image[view, owner], settings.feature_noise))
-            text = heads.text(_noisy(seen.text[captions], settings.feature_noise))
-            loss = multi_positive_info_nce(
-                two_parts(image, seen.words[view, owner]),
-                two_parts(text, seen.sentence[captions]),
-                owner,
-                scale.exp().clamp(max=LARGEST_SCALE),
+    def __init__(
+        self,
+        out: Path,
+        settings: DualSettings,
+        world: World,
+        device: torch.device,
+        cache: Path,
+        compiled: bool,
+        resume: bool,
+        log: Callable[[str], None],
+    ) -> None:
+        if settings.batch % world.size:
+            raise UsageError(f"a batch of {settings.batch} pictures cannot be shared by {world.size} processes")
+        self._settings, self._world, self._device, self._log = settings, world, device, log
+        seen, self._dev, judges, self._data = _gathered(settings, cache, log)
+        if len(seen) < settings.batch:
+            raise UsageError(
+                f"there are {len(seen)} pictures to train on, fewer than one batch of {settings.batch}; "
+                "give a smaller --batch"
             )
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += loss.item()
-        recall = measure(heads, judged)
-        record(
-            {
-                "epoch": epoch,
-                "loss": round(total / steps, 4),
-                "scale": round(scale.exp().item(), 2),
-                **recall.as_dict(),
-                "seconds": round(time.monotonic() - began, 1),
-            }
+        torch.manual_seed(settings.seed)
+        self._model = load_trainable(
+            settings.start, fresh_head=settings.fresh_head, dropout=settings.dropout, noise=settings.noise
+        ).to(device)
+        _choose_what_trains(self._model, settings)
+        self._trained = _Trained(self._model)
+        if world.is_main:
+            self._folder = RunFolder.create(out, settings, resume=resume, say=log)
+            (out / CHECKPOINTS).mkdir(exist_ok=True)
+        first = np.cumsum([0, *(len(some) for some in seen.captions)]).tolist()
+        self._captions = [np.arange(begin, end) for begin, end in itertools.pairwise(first)]
+        self._caption_owner = np.array(seen.flat()[1])
+        self._pictures, self._texts, self._judges = self._read(seen, judges, cache, compiled)
+        self._begin()
+        broadcast(self._model.state_dict().values())
+        self._first = _copy(self._trained)
+        self._optimiser = torch.optim.AdamW(_groups(self._model, settings))
+        self._rates = [group["lr"] for group in self._optimiser.param_groups]
+        self._ema = Ema(self._trained, settings.ema) if settings.ema else None
+        self._steps = len(seen) // settings.batch
+        self._step = 0
+        self._losses: list[float] = []
+        self._best = -1.0
+        if resume:
+            self._restore(out)
+
+    def fit(self) -> None:
+        """All steps that are left.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; a checkpoint was written.
+        """
+        settings = self._settings
+        if self._step == 0 and not settings.fresh_head:
+            self._judge({"epoch": 0, "step": 0})
+        with _Stop() as stop:
+            saved = time.monotonic()
+            for epoch in range(self._step // self._steps, settings.epochs):
+                began = time.monotonic()
+                done = self._step - epoch * self._steps
+                for texts, images in self._batches(epoch, done):
+                    self._losses.append(self._advance(texts, images, epoch))
+                    if stop.asked:
+                        self._save()
+                        self._log(f"stopped after step {self._step} of {self._steps * settings.epochs}")
+
+                        raise KeyboardInterrupt
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self._save()
+                        saved = time.monotonic()
+                event = {
+                    "epoch": epoch + 1,
+                    "step": self._step,
+                    "loss": round(float(np.mean(self._losses)), 4),
+                    "scale": round(self._model.logit_scale.exp().item(), 2),
+                }
+                self._judge(event | {"seconds": round(time.monotonic() - began, 1)})
+                self._losses = []
+                self._save()
+                saved = time.monotonic()
+
+    def finish(self, command: str) -> None:
+        """Write the best model, its calibration, its curve and its card."""
+        out = self._folder.path
+        self._trained.load_state_dict(load_state(out / CHECKPOINTS / BEST)["model"])
+        best: dict[str, float | int | str] = {}
+        if self._settings.interpolate and not self._settings.fresh_head:
+            best["alpha"] = self._interpolated()
+        value, measured = self._measure()
+        best["mean recall"] = round(value, 2)
+        if self._settings.train == "lora":
+            merge_lora(self._model.image)
+            merge_lora(self._model.text)
+        self._model.save(out)
+        calibration = calibrate(load_encoder(str(out), self._device.type), self._dev, seed=self._settings.seed)
+        (out / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
+        self._folder.draw_curve()
+        quality = [
+            Quality(
+                data=judged.name,
+                pictures=len(judged.pictures),
+                captions=len(judged.texts),
+                text_to_image=recall.text_to_image,
+                image_to_text=recall.image_to_text,
+            )
+            for judged, recall in zip(self._judges, measured, strict=True)
+        ]
+        self._folder.write_card(
+            Facts(
+                title=f"{out.name}: a dual encoder trained with mmsearch",
+                what="Pictures and texts as vectors of one space. `mmsearch index --model` and `load_encoder` open it.",
+                licence=self._model.licence,
+                start=Start(name=self._settings.start, licence=self._model.licence),
+                data=self._data,
+                command=command,
+                best=best,
+                quality=quality,
+                limits=[
+                    "The dev split chose the epoch and the weights; measure on another one before comparing.",
+                    "What the training data does not show or say is known from the start alone.",
+                ],
+            )
         )
-        if recall.mean > best_recall.mean:
-            best, best_recall = _copy(heads), recall
-    if packed is not None:
-        best = _between(heads, first, best, judged, record)
-    heads.load_state_dict(best)
-    image_spread.fold(heads.image)
-    text_spread.fold(heads.text)
-    # By column: folding the spread has made each column as large as its feature is small.
-    return quantise({name: tensor.detach().numpy() for name, tensor in heads.state_dict().items()}, along=0)
+        self._folder.close()
+
+    def _read(
+        self, seen: Captioned, judges: Sequence[tuple[str, Captioned]], cache: Path, compiled: bool
+    ) -> tuple[Pictures, Texts, list[_Judged]]:
+        """Everything that the frozen stages have to say; the main process computes it, the others read it."""
+        model, settings = self._model, self._settings
+        run: Callable[[State], State] = model.image.trunk
+        if compiled and model.image.frozen:
+            run = torch.compile(_Trunk(model.image).eval(), options={"freezing": True})
+
+        def pictures(name: str, data: Captioned, views: int) -> Pictures:
+            return Pictures(
+                model,
+                data.pictures,
+                name=name,
+                folder=cache,
+                views=views,
+                augmentation=settings.augmentation,
+                seed=settings.seed,
+                device=self._device,
+                run=run,
+                log=self._log,
+            )
+
+        def texts(name: str, data: Captioned, drop: float = 0.0) -> Texts:
+            return Texts(
+                model, data.flat()[0], name=name, folder=cache, device=self._device, drop=drop, seed=settings.seed
+            )
+
+        if not self._world.is_main:
+            self._world.barrier()
+            return pictures("train", seen, settings.views), texts("train", seen, settings.word_dropout), []
+        with torch.inference_mode():
+            found = pictures("train", seen, settings.views), texts("train", seen, settings.word_dropout)
+            judged = [
+                _Judged(name, pictures(name, data, 1), texts(name, data), np.array(data.flat()[1]))
+                for name, data in judges
+            ]
+        self._world.barrier()
+        return *found, judged
+
+    def _begin(self) -> None:
+        """Let the heads look at a sample of the training data."""
+        rng = np.random.default_rng([self._settings.seed, 1])
+        pictures = rng.permutation(len(self._pictures))[:SAMPLE]
+        texts = rng.permutation(len(self._texts))[:SAMPLE]
+        chunks = [pictures[start : start + JUDGE_BATCH] for start in range(0, len(pictures), JUDGE_BATCH)]
+        with torch.no_grad():
+            states = list(self._pictures.steps([[(int(number), PLAIN) for number in chunk] for chunk in chunks]))
+            image = tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+            self._model.begin(image, self._texts.rows(texts))
+
+    def _batches(self, epoch: int, done: int) -> Iterator[tuple[np.ndarray, list[State]]]:
+        """The steps of an epoch after the first ``done``: the captions of this process's pictures ``(B/W, c)``, and the
+        pictures in micro-batches.
+
+        All that is random depends on the seed, the epoch and the place in it, so that a resumed run repeats it.
+        """
+        settings, world = self._settings, self._world
+        share = settings.batch // world.size
+        micro = settings.micro_batch or share
+        order = np.random.default_rng([settings.seed, 2, epoch]).permutation(len(self._pictures))
+        chosen: list[list[Choice]] = []
+        captions: list[np.ndarray] = []
+        for step in range(self._steps):
+            rng = np.random.default_rng([settings.seed, 3, epoch, step])
+            batch = order[step * settings.batch : (step + 1) * settings.batch]
+            views = [self._pictures.view(rng) for _ in batch]
+            texts = np.stack([_some(self._captions[picture], settings.captions, rng) for picture in batch])  # (B, c)
+            mine = slice(world.rank * share, (world.rank + 1) * share)
+            if step >= done:
+                chosen.append(list(zip(batch[mine].tolist(), views[mine], strict=True)))
+                captions.append(texts[mine])
+        pieces = [[step[start : start + micro] for start in range(0, share, micro)] for step in chosen]
+        states = self._pictures.steps([piece for step in pieces for piece in step])
+        for texts, parts in zip(captions, pieces, strict=True):
+            yield texts, [next(states) for _ in parts]
+
+    def _advance(self, texts: np.ndarray, images: list[State], epoch: int) -> float:
+        """One step of the optimiser; the loss of the whole batch.
+
+        With several micro-batches the vectors are computed first without gradients, the gradient of the loss by the
+        vectors is taken, and then each micro-batch is computed again and given its part (Gao et al. 2021, GradCache).
+        """
+        settings, model = self._settings, self._model
+        model.train()
+        micro = len(images[0][0])
+        pieces = [texts[start : start + micro] for start in range(0, len(texts), micro)]
+
+        def vectors(number: int) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(_number(settings.seed, self._step, number, self._world.rank))  # dropout, again the same
+            with self._precision():
+                image = model.image.rest(images[number])  # (b, D)
+                text = model.text.rest(self._texts.rows(pieces[number].ravel(), epoch))  # (b·c, D)
+            return image.repeat_interleave(settings.captions, dim=0), text
+
+        group = gather(self._owner(texts))  # (B·c,)
+        factor = cosine_schedule(
+            self._step, self._steps * settings.epochs, round(settings.warmup * self._steps * settings.epochs)
+        )
+        for parameters, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            parameters["lr"] = rate * factor
+        self._optimiser.zero_grad()
+        if len(images) == 1:
+            image, text = vectors(0)
+            loss = self._loss(gather(image), gather(text), group)
+            loss.backward()
+        else:
+            loss = self._backward_in_pieces(vectors, len(images), group)
+        moved = [parameter for parameter in self._trained.parameters() if parameter.requires_grad]
+        average_gradients(moved)
+        if settings.clip:
+            nn.utils.clip_grad_norm_(moved, settings.clip)
+        self._optimiser.step()
+        model.clamp()
+        self._step += 1
+        if self._ema is not None:
+            self._ema.update(self._trained)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ModelError(
+                f"the loss is no longer a number in step {self._step}; lower the learning rate or use float32, "
+                "and resume from the last checkpoint"
+            )
+        return value
+
+    def _backward_in_pieces(self, vectors: Callable[[int], tuple[Tensor, Tensor]], count: int, group: Tensor) -> Tensor:
+        with torch.no_grad():
+            pairs = [vectors(number) for number in range(count)]
+        image = torch.cat([pair[0] for pair in pairs]).requires_grad_()
+        text = torch.cat([pair[1] for pair in pairs]).requires_grad_()
+        loss = self._loss(gather(image), gather(text), group)
+        loss.backward()
+        assert image.grad is not None and text.grad is not None
+        start = 0
+        for number in range(count):
+            piece_image, piece_text = vectors(number)
+            end = start + len(piece_image)
+            torch.autograd.backward([piece_image, piece_text], [image.grad[start:end], text.grad[start:end]])
+            start = end
+        return loss
+
+    def _loss(self, image: Tensor, text: Tensor, group: Tensor) -> Tensor:
+        model, settings = self._model, self._settings
+        if settings.loss == "triplet":
+            return triplet_loss(image, text, group, settings.margin)
+        if settings.loss == "sigmoid":
+            return sigmoid_loss(image, text, group, model.logit_scale.exp(), model.logit_bias)
+        return multi_positive_info_nce(image, text, group, model.logit_scale.exp())
+
+    def _owner(self, texts: np.ndarray) -> Tensor:
+        """The number of the picture of each caption."""
+        return torch.from_numpy(self._caption_owner[texts.ravel()]).to(self._device)
+
+    def _precision(self) -> Any:
+        if self._settings.precision == "bfloat16":
+            return torch.autocast(self._device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _judge(self, event: dict[str, Any]) -> None:
+        """Measure, write it down, and keep the model if it is the best so far."""
+        if not self._world.is_main:
+            return
+        with self._ema.swapped(self._trained) if self._ema is not None else nullcontext():
+            value, measured = self._measure()
+            self._record(event | self._named(measured))
+            if value > self._best:
+                self._best = value
+                save_state(self._folder.path / CHECKPOINTS / BEST, {"model": _copy(self._trained)})
+
+    def _measure(self) -> tuple[float, list[Recall]]:
+        """The mean recall over all that is judged by, and the recalls of each."""
+        self._model.eval()
+        measured = []
+        with torch.inference_mode():
+            for judged in self._judges:
+                chosen = [[(int(number), PLAIN) for number in chunk] for chunk in _chunks(len(judged.pictures))]
+                image = torch.cat([self._model.image.rest(state) for state in judged.pictures.steps(chosen)])
+                chunks = _chunks(len(judged.texts))
+                text = torch.cat([self._model.text.rest(judged.texts.rows(chunk)) for chunk in chunks])
+                measured.append(recalls(image.cpu().numpy(), text.cpu().numpy(), judged.owner))
+        return float(np.mean([recall.mean for recall in measured])), measured
+
+    def _interpolated(self) -> float:
+        """Put the best point between the start and the best epoch into the model; its alpha."""
+
+        alphas = iter(ALPHAS)
+
+        def measure(state: dict[str, Tensor]) -> float:
+            self._trained.load_state_dict(state)
+            value, measured = self._measure()
+            self._record({"alpha": next(alphas), **self._named(measured)})
+            return value
+
+        found = best_point(self._first, _copy(self._trained), ALPHAS, measure)
+        self._trained.load_state_dict(found.state)
+        return found.alpha
+
+    def _named(self, measured: Sequence[Recall]) -> dict[str, Any]:
+        """Recalls as the log has them: those on dev, and by their names those on other data."""
+        others = zip(self._judges[1:], measured[1:], strict=True)
+        return {**measured[0].as_dict(), **{judged.name: recall.as_dict() for judged, recall in others}}
+
+    def _record(self, event: dict[str, Any]) -> None:
+        self._folder.log(event)
+        self._log(" ".join(f"{name} {value}" for name, value in event.items()))
+
+    def _save(self) -> None:
+        if not self._world.is_main:
+            return
+        state = {
+            "model": self._trained.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "ema": self._ema.state_dict() if self._ema is not None else None,
+            "step": self._step,
+            "losses": self._losses,
+            "best": self._best,
+        }
+        save_state(self._folder.path / CHECKPOINTS / LAST, state)
+
+    def _restore(self, out: Path) -> None:
+        path = out / CHECKPOINTS / LAST
+        if not path.is_file():  # stopped before the first checkpoint: begin anew
+            if self._world.is_main:
+                self._folder.cut(-1)
+            return
+        state = load_state(path)
+        self._trained.load_state_dict(state["model"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        if self._ema is not None:
+            self._ema.load_state_dict(state["ema"])
+        self._step, self._losses, self._best = state["step"], state["losses"], state["best"]
+        if self._world.is_main:
+            self._folder.cut(self._step)
+        self._log(f"going on after step {self._step} of {self._steps * self._settings.epochs}")
 
 
-def _between(
-    heads: Heads,
-    first: dict[str, Tensor],
-    last: dict[str, Tensor],
-    judged: Split,
-    record: Callable[[dict[str, Any]], None],
-) -> dict[str, Tensor]:
-    """The best point on dev of (1 - alpha) first + alpha last; of equals, the one nearer to ``first``."""
-    found, found_mean = first, -1.0
-    for alpha in ALPHAS:
-        point = {name: torch.lerp(first[name], last[name], alpha) for name in first}
-        heads.load_state_dict(point)
-        recall = measure(heads, judged)
-        record({"alpha": alpha, **recall.as_dict()})
-        if recall.mean > found_mean:
-            found, found_mean = point, recall.mean
-    return found
+class _Trained(nn.Module):
+    """The stages of a model that are trained, and its temperature: what checkpoints hold and averages average."""
+
+    def __init__(self, model: DualModel) -> None:
+        super().__init__()
+        self.image = nn.ModuleList(list(model.image.stages)[model.image.frozen :])
+        self.text = nn.ModuleList(list(model.text.stages)[model.text.frozen :])
+        self.logit_scale, self.logit_bias = model.logit_scale, model.logit_bias
 
 
-def _noisy(features: Tensor, size: float) -> Tensor:
-    return features + size * torch.randn_like(features)
+class _Trunk(nn.Module):
+    """The frozen stages alone, for ``torch.compile``."""
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(list(tower.stages)[: tower.frozen])
+
+    def forward(self, state: State) -> State:
+        for stage in self.stages:
+            state = stage(state)
+        return state
 
 
-def _copy(heads: Heads) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in heads.state_dict().items()}
+def _choose_what_trains(model: DualModel, settings: DualSettings) -> None:
+    for tower, blocks in ((model.image, settings.image_blocks), (model.text, settings.text_blocks)):
+        last = len(tower.stages) - 1
+        tower.recompute = settings.recompute
+        if settings.train == "lora":
+            add_lora(tower, settings.lora_rank, 2 * settings.lora_rank)
+        else:
+            trained = {"heads": 0, "last": min(blocks, last), "all": last}[settings.train]
+            tower.freeze(last - trained)
+    if settings.loss == "sigmoid" and model.logit_bias.item() == 0:  # a start that never saw this loss
+        model.logit_bias.data.fill_(SIGMOID_BIAS)
+        model.logit_scale.data.fill_(math.log(SIGMOID_SCALE))
+    model.logit_bias.requires_grad_(settings.loss == "sigmoid")
+    model.logit_scale.requires_grad_(settings.loss != "triplet")
 
 
-def _joined(one: Split, other: Split) -> Split:
-    """The pictures and captions of both."""
-    return Split(
-        torch.cat([one.image, other.image], dim=1),
-        torch.cat([one.words, other.words], dim=1),
-        torch.cat([one.text, other.text]),
-        torch.cat([one.sentence, other.sentence]),
-        torch.cat([one.owner, other.owner + one.image.shape[1]]),
+def _groups(model: DualModel, settings: DualSettings) -> list[dict[str, Any]]:
+    """What AdamW is told: heads and temperature at one rate, the blocks before them at another that falls."""
+    towers: dict[str, list[Any]] = {}
+    rates: dict[str, float] = {}
+    for name, tower in (("image", model.image), ("text", model.text)):
+        towers[f"{name} head"], rates[f"{name} head"] = [tower.stages[-1]], settings.learning_rate
+        towers[name], rates[name] = list(tower.stages[:-1]), settings.tower_rate
+    towers["scale"], rates["scale"] = [[model.logit_scale, model.logit_bias]], settings.learning_rate
+    return groups(towers, rates, layer_decay=settings.layer_decay, weight_decay=settings.weight_decay)
+
+
+def _gathered(
+    settings: DualSettings, cache: Path, log: Callable[[str], None]
+) -> tuple[Captioned, Captioned, list[tuple[str, Captioned]], list[Data]]:
+    """What is trained on, the dev split, all that is judged by, and what a model card says of them."""
+    dataset = open_dataset(settings.data)
+    train, dev = dataset.divided(seed=settings.seed)
+    more = [open_dataset(path) for path in settings.also]
+    others = [open_dataset(path) for path in settings.judges]
+    for each in (dataset, *more, *others):
+        if each.problems:
+            log(f"{each.path}: {len(each.problems)} rows or pictures are left out, the first: {each.problems[0]}")
+    parts = [("train", train), *(("train", _training_part(each)) for each in more)]
+    judged = [("dev", dev), *((each.path.stem, _judging_part(each)) for each in others)]
+    named = [dataset, *more, dataset, *others]
+    data = [
+        Data(name=each.path.name, split=split, pictures=len(part), captions=sum(map(len, part.captions)))
+        for each, (split, part) in zip(named, (*parts, *judged), strict=True)
+    ]
+    seen = readable(_joined([part for _, part in parts]), cache, log)
+    return seen, dev, [(name, readable(part, cache, log)) for name, part in judged], data
+
+
+def _joined(parts: Sequence[Captioned]) -> Captioned:
+    return Captioned(
+        [picture for part in parts for picture in part.pictures], [some for part in parts for some in part.captions]
     )
 
 
-def _split(features: Features, name: str, data: Captioned, views: list[str]) -> Split:
-    texts, owner = data.flat()
-    pictures = [features.pictures(name, data.pictures, view) for view in views]
-    pooled = features.texts(name, texts)  # (M, 7, 384)
-    return Split(
-        torch.stack([image for image, _ in pictures]),
-        torch.stack([words for _, words in pictures]),
-        text_features(pooled),
-        pooled[:, -1],
-        torch.tensor(owner),
-    )
+def _training_part(dataset: Dataset) -> Captioned:
+    """All of a dataset but what is for judging."""
+    kept = [part for name, part in dataset.splits.items() if KIND_OF.get(name) not in ("dev", "test")]
+    if not kept:
+        raise UsageError(f"{dataset.path} has nothing to train on, only {', '.join(dataset.splits)}")
+    return _joined(kept)
 
 
-def _lay_out(start: Path, out: Path) -> None:
-    """Put the towers of ``start`` into the run's folder."""
-    for name in (IMAGE, TEXT, TOKENIZER):
-        if not (start / name).is_file():
-            raise UsageError(f"no {name} in {start}: it holds no towers to start from")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (IMAGE, TEXT, TOKENIZER):
-        if start.resolve() != out.resolve():
-            shutil.copyfile(start / name, out / name)
-    (out / CALIBRATION).unlink(missing_ok=True)
-    config = {"architecture": ARCHITECTURE, "dim": HEAD_SIZE + WORD_SIZE, "fingerprint": "unfinished"}
-    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _judging_part(dataset: Dataset) -> Captioned:
+    """The dev split of a dataset, or all of it if it has no splits."""
+    return dataset.splits["all"] if list(dataset.splits) == ["all"] else dataset.split("dev")
 
 
-def _describe(out: Path) -> None:
-    """``config.json``: what the folder is and the digest of its weights."""
-    config = {"architecture": ARCHITECTURE, "dim": HEAD_SIZE + WORD_SIZE, "fingerprint": weights_digest(out)}
-    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _some(captions: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` different captions of a picture; of a picture with fewer, some more than once."""
+    return rng.permutation(captions)[np.arange(count) % len(captions)]
+
+
+def _chunks(count: int) -> list[np.ndarray]:
+    return [np.arange(start, min(start + JUDGE_BATCH, count)) for start in range(0, count, JUDGE_BATCH)]
+
+
+def _number(*parts: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class _Stop:
+    """Within ``with``, Ctrl-C and a request to terminate wait for the end of the step; the second Ctrl-C does not."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _silent(_line: str) -> None:
+    """What a process that is not the main one says."""

@@ -287,7 +287,7 @@ def settings_text(settings: Any) -> str:
     """Every value of a dataclass, those of dataclasses in it as tables, as TOML.
 
     Raises:
-        UsageError: a value would not come back equal, or tomli-w is not installed.
+        UsageError: a value would not come back equal.
 
     Example: ``Settings(epochs=3, start=None, loss=Loss(margin=0.2))`` is::
 
@@ -297,10 +297,8 @@ def settings_text(settings: Any) -> str:
         [loss]
         margin = 0.2
     """
-    try:
-        import tomli_w
-    except ImportError as exc:
-        raise UsageError(f"settings are written with tomli-w, which is not installed; {INSTALL} brings it") from exc
+    import tomli_w
+
     text = HEADER + tomli_w.dumps(_table(settings))
     differences = _differences(_parse(text, type(settings), Path(CONFIG)), settings, "")
     if differences:
