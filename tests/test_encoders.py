@@ -232,6 +232,7 @@ class TestLoad:
             ("ViT-B-32", "ViT-B-32/openai"),
             ("ViT-B-32/laion2b", "ViT-B-32/laion2b_e16"),
             ("hf-hub:x", "hf-hub:owner/name"),
+            ("hf:x", "hf:owner/name"),
             ("qqqqqqqqqqqqqqq", "open_clip.list_pretrained()"),
         ],
     )
@@ -241,15 +242,18 @@ class TestLoad:
         assert said in str(caught.value) and model in str(caught.value)
 
     def test_folder_without_a_model(self, tmp_path: Path):
-        with pytest.raises(UsageError, match="no model in folder"):
-            load_encoder(str(tmp_path))
+        for config in (None, "{}", '{"model_type": "bert"}'):
+            if config is not None:
+                (tmp_path / CONFIG).write_text(config)
+            with pytest.raises(UsageError, match="no model in folder"):
+                load_encoder(str(tmp_path))
 
     @pytest.mark.parametrize(("device", "said"), [("cuda:99", "there is no device"), ("tpu", "no device is called")])
     def test_devices_that_are_not_here(self, device: str, said: str):
         with pytest.raises(UsageError, match=said):
             load_encoder("mini", device).encode_prepared(np.zeros((1, 3, 260, 260), np.uint8))
 
-    @pytest.mark.parametrize("model", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:timm/ViT-B-16-SigLIP"])
+    @pytest.mark.parametrize("model", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:timm/ViT-B-16-SigLIP", "hf:openai/clip"])
     def test_no_network_is_one_line_that_names_mini(self, model: str, monkeypatch, tmp_path: Path):
         """The hub is a port on which nobody listens, and its cache is empty."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

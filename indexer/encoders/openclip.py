@@ -47,9 +47,9 @@ class OpenClipEncoder:
 
         self._device = pick_device(device)
         self.name = model
-        target, tag = _resolve(model)
-        with _quiet(), _as_model_error(model):
-            self._model, self._preprocess, self._tokenizer = _create(target, tag)
+        target, tag = resolve(model)
+        with quiet(), as_model_error(model):
+            self._model, self._preprocess, self._tokenizer = create(target, tag)
         self._model.to(self._device).eval()
         size = self._model.visual.image_size
         self.image_size: int = max(size) if isinstance(size, (tuple, list)) else int(size)
@@ -57,7 +57,7 @@ class OpenClipEncoder:
         self.calibration: Mapping[str, Mapping[str, float]] | None = None
         """None: the scale of this model's cosines is not known in advance."""
         self.dim: int = self._encode_text_features(["a"]).shape[1]
-        self.fingerprint: str = _digest(self._model, f"{target}|{self._preprocess}|{self.max_tokens}")
+        self.fingerprint: str = digest(self._model, f"{target}|{self._preprocess}|{self.max_tokens}")
 
     def prepare(self, image: Image) -> np.ndarray:
         """One RGB picture through the model's own transform: float32 ``(3, H, W)``."""
@@ -107,7 +107,7 @@ def is_checkpoint_folder(folder: Path) -> bool:
     return (folder / "open_clip_config.json").is_file()
 
 
-def _resolve(model: str) -> tuple[str, str | None]:
+def resolve(model: str) -> tuple[str, str | None]:
     """What open_clip calls the model, and its pretrained tag where that is a second word."""
     import open_clip
 
@@ -133,13 +133,13 @@ def _resolve(model: str) -> tuple[str, str | None]:
     return architecture, tag
 
 
-def _create(target: str, tag: str | None) -> tuple[Any, Any, Any]:
+def create(target: str, tag: str | None) -> tuple[Any, Any, Any]:
     """The model, its image transform and its tokenizer."""
     import open_clip
 
     repository = _repository(target, tag)
     if repository is not None:
-        _require_reachable(repository)
+        require_reachable(repository)
     elif not any(path.suffix in WEIGHTS for path in Path(target.removeprefix(LOCAL)).iterdir()):
         raise FileNotFoundError("no weights beside open_clip_config.json")
     model, _, transform = open_clip.create_model_and_transforms(target, pretrained=tag, weights_only=True)
@@ -155,7 +155,7 @@ def _repository(target: str, tag: str | None) -> str | None:
     return None if tag is None else "/".join(get_pretrained_cfg(target, tag)["hf_hub"].split("/")[:2])
 
 
-def _require_reachable(repository: str) -> None:
+def require_reachable(repository: str) -> None:
     """One short request, so that a machine without a network learns it in seconds and not after a row of retries.
 
     Does nothing where the weights, or an older copy of them, are already here.
@@ -167,7 +167,7 @@ def _require_reachable(repository: str) -> None:
         HfApi().model_info(repository, timeout=PROBE_SECONDS)
 
 
-def _digest(model: torch.nn.Module, setting: str) -> str:
+def digest(model: torch.nn.Module, setting: str) -> str:
     """BLAKE2b over the setting and every tensor of the model, by name."""
     digest = hashlib.blake2b(setting.encode(), digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
@@ -177,7 +177,7 @@ def _digest(model: torch.nn.Module, setting: str) -> str:
 
 
 @contextmanager
-def _as_model_error(model: str) -> Iterator[None]:
+def as_model_error(model: str) -> Iterator[None]:
     """Whatever goes wrong while foreign code loads a model becomes one line that says what to do."""
     try:
         yield
@@ -191,7 +191,7 @@ def _as_model_error(model: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """open_clip and the hub report each step and each retry through logging; the one error afterwards says it all."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -119,7 +119,7 @@ class _Run:
         if settings.batch % world.size:
             raise UsageError(f"a batch of {settings.batch} pictures cannot be shared by {world.size} processes")
         self._settings, self._world, self._device, self._log = settings, world, device, log
-        seen, self._dev, judges, self._data = _gathered(settings, cache, log)
+        seen, judges, self._data = _gathered(settings, log)
         if len(seen) < settings.batch:
             raise UsageError(
                 f"there are {len(seen)} pictures to train on, fewer than one batch of {settings.batch}; "
@@ -134,6 +134,9 @@ class _Run:
         if world.is_main:
             self._folder = RunFolder.create(out, settings, resume=resume, say=log)
             (out / CHECKPOINTS).mkdir(exist_ok=True)
+        seen = readable(seen, cache, log)
+        judges = [(name, readable(part, cache, log)) for name, part in judges]
+        self._dev = judges[0][1]
         first = np.cumsum([0, *(len(some) for some in seen.captions)]).tolist()
         self._captions = [np.arange(begin, end) for begin, end in itertools.pairwise(first)]
         self._caption_owner = np.array(seen.flat()[1])
@@ -517,9 +520,9 @@ def _groups(model: DualModel, settings: DualSettings) -> list[dict[str, Any]]:
 
 
 def _gathered(
-    settings: DualSettings, cache: Path, log: Callable[[str], None]
-) -> tuple[Captioned, Captioned, list[tuple[str, Captioned]], list[Data]]:
-    """What is trained on, the dev split, all that is judged by, and what a model card says of them."""
+    settings: DualSettings, log: Callable[[str], None]
+) -> tuple[Captioned, list[tuple[str, Captioned]], list[Data]]:
+    """What is trained on, what is judged by (dev first), and what a model card says of them."""
     dataset = open_dataset(settings.data)
     train, dev = dataset.divided(seed=settings.seed)
     more = [open_dataset(path) for path in settings.also]
@@ -534,8 +537,7 @@ def _gathered(
         Data(name=each.path.name, split=split, pictures=len(part), captions=sum(map(len, part.captions)))
         for each, (split, part) in zip(named, (*parts, *judged), strict=True)
     ]
-    seen = readable(_joined([part for _, part in parts]), cache, log)
-    return seen, dev, [(name, readable(part, cache, log)) for name, part in judged], data
+    return _joined([part for _, part in parts]), judged, data
 
 
 def _joined(parts: Sequence[Captioned]) -> Captioned:
