@@ -20,7 +20,7 @@ from mmsearch.datasets import Captioned, Picture
 from mmsearch.training.augment import Augmentation, PictureAugmentation, drop_words, generator
 from mmsearch.training.models import DualModel, State, Tower
 
-CHUNK = 16
+CHUNK = 8
 """Pictures that go through the frozen stages at once: on a CPU their activations should fit the cache."""
 TEXT_CHUNK = 128
 REPORT_SECONDS = 15.0
