@@ -60,7 +60,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, **more: object) -> DualSettings:
-    plain = {"fresh_head": True, "epochs": 8, "batch": 4, "views": 2, "seed": 5, "noise": 0.1}
+    plain = {
+        "train": "heads", "fresh_head": True, "epochs": 8, "batch": 4, "captions": 1, "learning_rate": 1e-3,
+        "ema": 0.0, "views": 2, "seed": 5, "noise": 0.1,
+    }  # fmt: skip
     return DualSettings(data=str(data), **(plain | more))  # type: ignore[arg-type]
 
 
@@ -83,8 +86,8 @@ def run(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     out = tmp_path_factory.mktemp("run") / "mine"
     result = CliRunner().invoke(
         app,
-        f"dual --data {data} --out {out} --fresh-head --epochs 8 --batch 4 --views 2 --seed 5 --noise 0.1 "
-        f"--cache {cache} --device cpu".split(),
+        f"dual --data {data} --out {out} --train heads --fresh-head --epochs 8 --batch 4 --captions 1 "
+        f"--learning-rate 1e-3 --ema 0 --views 2 --seed 5 --noise 0.1 --cache {cache} --device cpu".split(),
     )
     assert result.exit_code == 0, result.output
     assert str(out) in result.stdout
@@ -236,8 +239,8 @@ class TestDual:
 
     def test_two_processes_equal_one(self, data: Path, cache: Path, tmp_path: Path):
         """Under torchrun's environment, over gloo: the same losses and, to rounding, the same weights."""
-        wanted = "--fresh-head --epochs 2 --batch 4 --views 2 --seed 5 --noise 0 --dropout 0 --captions 2 --device cpu"
-        common = [*wanted.split(), "--data", str(data), "--cache", str(cache)]
+        wanted = "--train heads --fresh-head --epochs 2 --batch 4 --views 2 --noise 0 --dropout 0 --captions 2"
+        common = [*wanted.split(), "--device", "cpu", "--data", str(data), "--cache", str(cache)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -327,8 +330,7 @@ class TestMistakes:
             ("--data DATA", "--out for a new run"),
             ("--out new", "--data FOLDER"),
             ("--data DATA --out new --loss l2", "infonce, sigmoid, triplet"),
-            ("--data DATA --out new --train last", "image_blocks"),
-            ("--data DATA --out new --batch 99", "smaller --batch"),
+            ("--data DATA --out new --train last --image-blocks 0", "image_blocks"),
             ("--data DATA --out new --crop 2", "crop is 2"),
             ("--data DATA --out new --from no-such-model", "no-such-model"),
             ("--data nowhere --out new", "nowhere"),

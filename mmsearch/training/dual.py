@@ -116,15 +116,8 @@ class _Run:
         resume: bool,
         log: Callable[[str], None],
     ) -> None:
-        if settings.batch % world.size:
-            raise UsageError(f"a batch of {settings.batch} pictures cannot be shared by {world.size} processes")
         self._settings, self._world, self._device, self._log = settings, world, device, log
         seen, judges, self._data = _gathered(settings, log)
-        if len(seen) < settings.batch:
-            raise UsageError(
-                f"there are {len(seen)} pictures to train on, fewer than one batch of {settings.batch}; "
-                "give a smaller --batch"
-            )
         torch.manual_seed(settings.seed)
         self._model = load_trainable(
             settings.start, fresh_head=settings.fresh_head, dropout=settings.dropout, noise=settings.noise
@@ -137,6 +130,10 @@ class _Run:
         seen = readable(seen, cache, log)
         judges = [(name, readable(part, cache, log)) for name, part in judges]
         self._dev = judges[0][1]
+        self._batch = min(settings.batch, len(seen)) // world.size * world.size
+        if self._batch < 2:
+            raise UsageError(f"there are {len(seen)} pictures to train on; {max(2, world.size)} are the least")
+        self._each = min(settings.captions, max(map(len, seen.captions)))
         first = np.cumsum([0, *(len(some) for some in seen.captions)]).tolist()
         self._captions = [np.arange(begin, end) for begin, end in itertools.pairwise(first)]
         self._caption_owner = np.array(seen.flat()[1])
@@ -147,7 +144,7 @@ class _Run:
         self._optimiser = torch.optim.AdamW(_groups(self._model, settings))
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         self._ema = Ema(self._trained, settings.ema) if settings.ema else None
-        self._steps = len(seen) // settings.batch
+        self._steps = len(seen) // self._batch
         self._step = 0
         self._losses: list[float] = []
         self._best = -1.0
@@ -291,16 +288,16 @@ class _Run:
         All that is random depends on the seed, the epoch and the place in it, so that a resumed run repeats it.
         """
         settings, world = self._settings, self._world
-        share = settings.batch // world.size
+        share = self._batch // world.size
         micro = settings.micro_batch or share
         order = np.random.default_rng([settings.seed, 2, epoch]).permutation(len(self._pictures))
         chosen: list[list[Choice]] = []
         captions: list[np.ndarray] = []
         for step in range(self._steps):
             rng = np.random.default_rng([settings.seed, 3, epoch, step])
-            batch = order[step * settings.batch : (step + 1) * settings.batch]
+            batch = order[step * self._batch : (step + 1) * self._batch]
             views = [self._pictures.view(rng) for _ in batch]
-            texts = np.stack([_some(self._captions[picture], settings.captions, rng) for picture in batch])  # (B, c)
+            texts = np.stack([_some(self._captions[picture], self._each, rng) for picture in batch])  # (B, c)
             mine = slice(world.rank * share, (world.rank + 1) * share)
             if step >= done:
                 chosen.append(list(zip(batch[mine].tolist(), views[mine], strict=True)))
@@ -326,7 +323,7 @@ class _Run:
             with self._precision():
                 image = model.image.rest(images[number])  # (b, D)
                 text = model.text.rest(self._texts.rows(pieces[number].ravel(), epoch))  # (b·c, D)
-            return image.repeat_interleave(settings.captions, dim=0), text
+            return image.repeat_interleave(self._each, dim=0), text
 
         group = gather(self._owner(texts))  # (B·c,)
         factor = cosine_schedule(

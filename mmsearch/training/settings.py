@@ -62,9 +62,9 @@ class DualSettings:
     fresh_head: bool = False
     """Begin with random heads on the start's towers."""
 
-    train: str = "heads"
+    train: str = "last"
     """``heads``; ``last``, which adds the last blocks; ``lora``, low-rank additions to every attention; ``all``."""
-    image_blocks: int = 0
+    image_blocks: int = 2
     """Blocks before the head of the image tower that ``last`` trains."""
     text_blocks: int = 0
     """Likewise of the text tower."""
@@ -77,15 +77,15 @@ class DualSettings:
     epochs: int = 6
     """Times that every picture is seen."""
     batch: int = 256
-    """Pictures a step, of all processes together."""
+    """Pictures a step, of all processes together; all pictures where there are fewer."""
     micro_batch: int = 0
     """Pictures that go through the model at once; 0 for all of a step. It saves memory and changes no gradient."""
-    captions: int = 1
-    """Captions of each picture a step."""
+    captions: int = 5
+    """Captions of each picture a step, at most."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Of the heads and the temperature."""
-    tower_rate: float = 1e-4
+    tower_rate: float = 2e-4
     """Of the last block before a head."""
     layer_decay: float = 0.8
     """What the rate is multiplied by from a block to the one before it."""
@@ -94,7 +94,7 @@ class DualSettings:
     """Part of the steps in which the rates rise."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for none."""
-    ema: float = 0.0
+    ema: float = 0.99
     """Decay of the moving average of the weights that is judged and kept; 0 for the weights themselves."""
     interpolate: bool = True
     """At the end take the best point between the start and the trained weights; never with a fresh head."""
@@ -103,13 +103,13 @@ class DualSettings:
     recompute: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
 
-    views: int = 0
+    views: int = 4
     """Changed versions of each picture, itself the first, that are prepared once and kept; 0 to change it anew each
     time it is seen."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     word_dropout: float = 0.0
     """Probability of leaving out each word of a caption."""
-    noise: float = 0.0
+    noise: float = 0.4
     """Noise on what `mini`'s heads read, in standard deviations of it."""
     dropout: float = 0.1
     """In `mini`'s heads."""
