@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from mmsearch.training.calibrate import calibrate, fit_logistic, harmless
 from mmsearch.training.checkpoint import load_state
 from mmsearch.training.command import app
 from mmsearch.training.dual import train_dual
+from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.mini import MiniModel
 from mmsearch.training.retrieval import recalls
 from mmsearch.training.run import read_settings
@@ -412,3 +414,62 @@ class TestMini:
         question = ["a dog runs on the beach"]
         cosine = MiniEncoder("cpu", tmp_path).encode_texts(question) @ MiniEncoder("cpu").encode_texts(question).T
         assert cosine.item() > 0.9999
+
+
+SMALL = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def small(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of it trained, in bfloat16, with activations computed again, by the sigmoid loss."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.json").write_text(json.dumps(SMALL))
+    wanted = DualSettings(
+        data=str(data), start=str(folder / "small.json"), train="all", loss="sigmoid", epochs=12, batch=12,
+        captions=2, learning_rate=3e-3, tower_rate=3e-3, layer_decay=1.0, recompute=True, precision="bfloat16",
+        ema=0.5, views=0, interpolate=False,
+    )  # fmt: skip
+    return train_dual(folder / "run", wanted, device="cpu")
+
+
+class TestOtherModels:
+    """A small vision transformer of open_clip, from nothing: every way of training that `mini` has no use for."""
+
+    def test_all_of_a_model_learns_from_nothing(self, small: Path):
+        log = events(small)
+        assert [event["epoch"] for event in log] == list(range(13))
+        assert log[-1]["loss"] < 0.6 * log[1]["loss"]
+        assert max(event["text_to_image"][0] for event in log[1:]) >= 50  # one of four by chance
+        assert load_encoder(str(small), "cpu").encode_texts(["a red wall"]).shape == (1, 24)
+        assert "none: it began with random weights" in (small / "README.md").read_text()
+
+    def test_activations_computed_again_change_nothing(self, small: Path, data: Path, tmp_path: Path):
+        plain = DualSettings(
+            data=str(data), start=str(small), train="all", epochs=2, batch=12, captions=1, ema=0.0, views=2
+        )
+        for name, recompute in (("kept", False), ("again", True)):
+            train_dual(tmp_path / name, replace(plain, recompute=recompute), device="cpu")
+        states = [load_state(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("kept", "again")]
+        assert states[0]["losses"] == pytest.approx(states[1]["losses"], abs=1e-6)
+        for name, tensor in states[0]["model"].items():
+            assert torch.allclose(tensor, states[1]["model"][name], atol=1e-5), name
+
+    def test_low_rank_additions_are_folded_into_the_weights(self, small: Path, data: Path, tmp_path: Path):
+        """On random weights that stay what they were: only attention and what projects may differ afterwards."""
+        start = small.parent / "small.json"
+        wanted = DualSettings(
+            data=str(data), start=str(start), train="lora", lora_rank=4, loss="sigmoid", epochs=12, batch=12,
+            captions=2, learning_rate=3e-3, tower_rate=1e-2, layer_decay=1.0, views=2, interpolate=False, ema=0.0,
+        )  # fmt: skip
+        out = train_dual(tmp_path / "lora", wanted, device="cpu")
+        torch.manual_seed(wanted.seed)
+        load_trainable(str(start)).save(tmp_path / "start")
+        before, after = (load_file(folder / "open_clip_model.safetensors") for folder in (tmp_path / "start", out))
+        assert after.keys() - before.keys() == {"logit_bias"}  # open_clip has none where no loss asks for it
+        moved = {name for name in before if not np.array_equal(before[name], after[name])}
+        assert {"transformer.resblocks.0.attn.in_proj_weight", "visual.proj", "text_projection"} <= moved
+        assert not any("mlp" in name or "ln_1" in name or "embedding" in name for name in moved)
