@@ -26,12 +26,13 @@ from mmsearch.training.calibrate import calibrate, fit_logistic, harmless
 from mmsearch.training.checkpoint import load_state
 from mmsearch.training.command import app
 from mmsearch.training.dual import train_dual
+from mmsearch.training.material import readable
 from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.mini import MiniModel
 from mmsearch.training.retrieval import recalls
 from mmsearch.training.run import read_settings
 from mmsearch.training.settings import Augmentation, DualSettings
-from mmsearch.training.sources import kept, readable
+from mmsearch.training.sources import kept
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "yellow": (230, 220, 20)}
 
@@ -94,6 +95,16 @@ def run(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     assert result.exit_code == 0, result.output
     assert str(out) in result.stdout
     return out, events(out)
+
+
+def in_parts(data: Path) -> DualSettings:
+    """What is trained in one go and in two: with an average of the weights, which has to go on as well."""
+    return settings(data, epochs=4, ema=0.9, fresh_head=False)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_dual(tmp_path_factory.mktemp("whole") / "run", in_parts(data), cache=cache, device="cpu")
 
 
 class TestRecall:
@@ -190,35 +201,33 @@ class TestDual:
         train_dual(tmp_path / "other", settings(data, seed=6), cache=cache, device="cpu")
         assert (tmp_path / "other" / HEAD).read_bytes() != before
 
+    @pytest.mark.parametrize("step", [8, 9])
     def test_a_stopped_run_goes_on_bit_for_bit(
-        self, data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, step: int, whole: Path, data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """Ctrl-C in the second of three steps of the third epoch; the average of the weights has to go on as well."""
-        wanted = settings(data, epochs=4, ema=0.9, fresh_head=False)
-        train_dual(tmp_path / "whole", wanted, cache=cache, device="cpu")
+        """Ctrl-C in the second or in the last of three steps of the third epoch."""
         advance = dual._Run._advance
 
         def interrupted(self: dual._Run, *step: object) -> float:
-            if self._step == 7:
+            if self._step == step - 1:
                 os.kill(os.getpid(), signal.SIGINT)
             return advance(self, *step)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(dual._Run, "_advance", interrupted)
-            train_dual(tmp_path / "parts", wanted, cache=cache, device="cpu")
-        assert load_state(tmp_path / "parts" / "checkpoints" / "last.safetensors")["step"] == 8
+            train_dual(tmp_path / "parts", in_parts(data), cache=cache, device="cpu")
+        assert load_state(tmp_path / "parts" / "checkpoints" / "last.safetensors")["step"] == step
         assert not (tmp_path / "parts" / HEAD).exists()
         result = CliRunner().invoke(
             app, ["dual", "--resume", str(tmp_path / "parts"), "--cache", str(cache), "--device", "cpu"]
         )
         assert result.exit_code == 0, result.output
         for name in (HEAD, "config.json", "calibration.json"):
-            assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-        states = [load_state(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("parts", "whole")]
+            assert (tmp_path / "parts" / name).read_bytes() == (whole / name).read_bytes(), name
+        states = [load_state(run / "checkpoints" / "last.safetensors") for run in (tmp_path / "parts", whole)]
         assert same(*states)
-        logs = [
-            [{k: v for k, v in e.items() if k != "seconds"} for e in events(tmp_path / n)] for n in ("parts", "whole")
-        ]
+        runs = (tmp_path / "parts", whole)
+        logs = [[{k: v for k, v in event.items() if k != "seconds"} for event in events(run)] for run in runs]
         assert logs[0] == logs[1]
 
     def test_a_run_is_not_begun_twice_nor_resumed_otherwise(self, run: tuple[Path, list[dict]], data: Path):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -22,21 +20,22 @@ from indexer.encoders.device import pick_device
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import CALIBRATION
 from indexer.errors import ModelError, UsageError
-from mmsearch.datasets import Captioned, Dataset, open_dataset
-from mmsearch.datasets.model import KIND_OF
+from mmsearch.datasets import Captioned
 from mmsearch.training.average import Ema, best_point
 from mmsearch.training.calibrate import calibrate
 from mmsearch.training.checkpoint import load_state, save_state
 from mmsearch.training.distributed import World, average_gradients, broadcast, gather
+from mmsearch.training.interrupt import Stop
 from mmsearch.training.losses import multi_positive_info_nce, sigmoid_loss, triplet_loss
+from mmsearch.training.material import gathered, readable
 from mmsearch.training.models import DualModel, State, Tower
 from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.lora import add_lora, merge_lora
 from mmsearch.training.optimiser import cosine_schedule, groups
 from mmsearch.training.retrieval import Recall, recalls
-from mmsearch.training.run import Data, Facts, Quality, RunFolder, Start
+from mmsearch.training.run import Facts, Quality, RunFolder, Start
 from mmsearch.training.settings import DualSettings
-from mmsearch.training.sources import PLAIN, Choice, Pictures, Texts, readable
+from mmsearch.training.sources import PLAIN, Choice, Pictures, Texts
 
 CHECKPOINTS, LAST, BEST, FEATURES = "checkpoints", "last.safetensors", "best.safetensors", "features"
 CHECKPOINT_SECONDS = 300.0
@@ -117,7 +116,7 @@ class _Run:
         log: Callable[[str], None],
     ) -> None:
         self._settings, self._world, self._device, self._log = settings, world, device, log
-        seen, judges, self._data = _gathered(settings, log)
+        seen, judges, self._data = gathered(settings, log)
         torch.manual_seed(settings.seed)
         self._model = load_trainable(
             settings.start, fresh_head=settings.fresh_head, dropout=settings.dropout, noise=settings.noise
@@ -160,17 +159,19 @@ class _Run:
         settings = self._settings
         if self._step == 0 and not settings.fresh_head:
             self._judge({"epoch": 0, "step": 0})
-        with _Stop() as stop:
+        with Stop() as stop:
             saved = time.monotonic()
-            for epoch in range(self._step // self._steps, settings.epochs):
+            # An epoch whose last step was the last before a stop has still to be judged: it has losses.
+            for epoch in range((self._step - bool(self._losses)) // self._steps, settings.epochs):
                 began = time.monotonic()
                 done = self._step - epoch * self._steps
                 for texts, images in self._batches(epoch, done):
                     self._losses.append(self._advance(texts, images, epoch))
                     if stop.asked:
                         self._save()
-                        self._log(f"stopped after step {self._step} of {self._steps * settings.epochs}")
-
+                        self._log(
+                            f"stopped after step {self._step} of {self._steps * settings.epochs}; go on with --resume"
+                        )
                         raise KeyboardInterrupt
                     if time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self._save()
@@ -516,46 +517,6 @@ def _groups(model: DualModel, settings: DualSettings) -> list[dict[str, Any]]:
     return groups(towers, rates, layer_decay=settings.layer_decay, weight_decay=settings.weight_decay)
 
 
-def _gathered(
-    settings: DualSettings, log: Callable[[str], None]
-) -> tuple[Captioned, list[tuple[str, Captioned]], list[Data]]:
-    """What is trained on, what is judged by (dev first), and what a model card says of them."""
-    dataset = open_dataset(settings.data)
-    train, dev = dataset.divided(seed=settings.seed)
-    more = [open_dataset(path) for path in settings.also]
-    others = [open_dataset(path) for path in settings.judges]
-    for each in (dataset, *more, *others):
-        if each.problems:
-            log(f"{each.path}: {len(each.problems)} rows or pictures are left out, the first: {each.problems[0]}")
-    parts = [("train", train), *(("train", _training_part(each)) for each in more)]
-    judged = [("dev", dev), *((each.path.stem, _judging_part(each)) for each in others)]
-    named = [dataset, *more, dataset, *others]
-    data = [
-        Data(name=each.path.name, split=split, pictures=len(part), captions=sum(map(len, part.captions)))
-        for each, (split, part) in zip(named, (*parts, *judged), strict=True)
-    ]
-    return _joined([part for _, part in parts]), judged, data
-
-
-def _joined(parts: Sequence[Captioned]) -> Captioned:
-    return Captioned(
-        [picture for part in parts for picture in part.pictures], [some for part in parts for some in part.captions]
-    )
-
-
-def _training_part(dataset: Dataset) -> Captioned:
-    """All of a dataset but what is for judging."""
-    kept = [part for name, part in dataset.splits.items() if KIND_OF.get(name) not in ("dev", "test")]
-    if not kept:
-        raise UsageError(f"{dataset.path} has nothing to train on, only {', '.join(dataset.splits)}")
-    return _joined(kept)
-
-
-def _judging_part(dataset: Dataset) -> Captioned:
-    """The dev split of a dataset, or all of it if it has no splits."""
-    return dataset.splits["all"] if list(dataset.splits) == ["all"] else dataset.split("dev")
-
-
 def _some(captions: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """``count`` different captions of a picture; of a picture with fewer, some more than once."""
     return rng.permutation(captions)[np.arange(count) % len(captions)]
@@ -572,29 +533,6 @@ def _number(*parts: int) -> int:
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-class _Stop:
-    """Within ``with``, Ctrl-C and a request to terminate wait for the end of the step; the second Ctrl-C does not."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def _silent(_line: str) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexer.errors import DecodeError, UsageError
-from mmsearch.datasets import Captioned, Picture
+from mmsearch.datasets import Picture
 from mmsearch.training.augment import Augmentation, PictureAugmentation, drop_words, generator
+from mmsearch.training.material import identity
 from mmsearch.training.models import DualModel, State, Tower
 
 CHUNK = 8
@@ -112,7 +112,7 @@ class Pictures:
         self._device, self._run, self._log = device, run, log
         self._views = views
         self._workers = ThreadPoolExecutor(max(2, torch.get_num_threads()))
-        content = "\n".join(_identity(picture) for picture in pictures)
+        content = "\n".join(identity(picture) for picture in pictures)
         frozen = digest(model.image)
         self._stores = [
             kept(
@@ -246,40 +246,6 @@ class Texts:
         return self._model.text.trunk(tuple(part.to(self._device) for part in tokens))
 
 
-def readable(data: Captioned, cache: Path, log: Callable[[str], None]) -> Captioned:
-    """The pictures that can be decoded, with their captions; each of the others is named in the log.
-
-    What was found is remembered in ``cache``, as a large set takes minutes.
-
-    Raises:
-        UsageError: none can be decoded.
-    """
-    key = hashlib.blake2b("\n".join(map(_identity, data.pictures)).encode(), digest_size=16).hexdigest()
-    path = cache / f"unreadable-{key}.json"
-    if path.is_file():
-        reasons = {int(number): reason for number, reason in json.loads(path.read_text(encoding="utf-8")).items()}
-    else:
-        with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:
-            found = list(pool.map(_reason, data.pictures))
-        reasons = {number: reason for number, reason in enumerate(found) if reason}
-        cache.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(reasons), encoding="utf-8")
-    for number, reason in reasons.items():
-        log(f"left out: {data.pictures[number].name}: {reason}")
-    if len(reasons) == len(data):
-        raise UsageError(f"none of the {len(data)} pictures can be read; the first: {next(iter(reasons.values()), '')}")
-    return data.subset(number for number in range(len(data)) if number not in reasons)
-
-
-def _reason(picture: Picture) -> str:
-    """Why a picture cannot be decoded; empty if it can."""
-    try:
-        picture.open()
-    except (DecodeError, OSError) as exc:
-        return str(exc)
-    return ""
-
-
 def digest(tower: Tower) -> str:
     """A digest of the frozen stages of a tower, by which their answers are recognised."""
     found = hashlib.blake2b(digest_size=16)
@@ -288,7 +254,3 @@ def digest(tower: Tower) -> str:
             found.update(f"{number} {name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def _identity(picture: Picture) -> str:
-    return f"{picture.name} {picture.path.stat().st_size} {picture.box} {picture.member}"
