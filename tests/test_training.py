@@ -29,7 +29,7 @@ from mmsearch.training.dual import train_dual
 from mmsearch.training.material import readable
 from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.mini import MiniModel
-from mmsearch.training.retrieval import recalls
+from mmsearch.training.retrieval import cross_entropy, fitting_scale, recalls
 from mmsearch.training.run import read_settings
 from mmsearch.training.settings import Augmentation, DualSettings
 from mmsearch.training.sources import kept
@@ -137,6 +137,28 @@ class TestRecall:
     def test_a_model_that_says_the_same_of_everything_finds_nothing(self):
         found = recalls(np.ones((20, 3)), np.ones((20, 3)), np.arange(20))
         assert found.text_to_image == (0, 0, 0) and found.image_to_text == (0, 0, 0)
+
+
+class TestSurprise:
+    def test_by_hand(self):
+        """Captions 0 and 1 are of picture 0, 2 is of 1; their cosines with 0 are 1, 0.6 and 0, with 1 0, 0.8 and 1.
+
+        Captions: log(1 + exp(0 - 1)), log(1 + exp(0.8 - 0.6)), log(1 + exp(0 - 1)). Pictures: of 0 the mean of
+        log(e + e^0.6 + 1) - 1 and - 0.6, of 1 log(1 + e^0.8 + e) - 1.
+        """
+        image, text = np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        by_text = (2 * math.log(1 + math.exp(-1)) + math.log(1 + math.exp(0.2))) / 3
+        of_0, of_1 = math.log(math.e + math.exp(0.6) + 1) - 0.8, math.log(1 + math.exp(0.8) + math.e) - 1
+        found = cross_entropy(image, text, np.array([0, 0, 1]), 1.0)
+        assert found == pytest.approx((by_text + (of_0 + of_1) / 2) / 2)
+        assert cross_entropy(image, image, np.arange(2), 1.0) == pytest.approx(0.313262, abs=1e-6)
+
+    def test_the_fitting_scale_is_that_of_least_surprise(self):
+        """Nearly right answers want to be sharp, wrong ones blunt; large scales do not overflow."""
+        image, wrong = np.eye(3), np.roll(np.eye(3), 1, axis=0)
+        assert fitting_scale(image, image, np.arange(3)) == 100
+        assert fitting_scale(image, wrong, np.arange(3)) == 10
+        assert cross_entropy(image, wrong, np.arange(3), 1e4) == pytest.approx(1e4)
 
 
 class TestCalibration:
@@ -277,7 +299,10 @@ class TestDual:
         wanted = settings(data, fresh_head=False, epochs=1, learning_rate=1e-5)
         log = events(train_dual(tmp_path / "tuned", wanted, cache=cache, device="cpu"))
         assert [event["epoch"] for event in log if "epoch" in event] == [0, 1]
-        assert [event["alpha"] for event in log if "alpha" in event] == [0.0, 0.25, 0.5, 0.75, 1.0]
+        points = [event for event in log if "alpha" in event]
+        assert [event["alpha"] for event in points] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
+        best = min(points, key=lambda event: event["cross_entropy"])["alpha"]
+        assert f"alpha {best:.4g}" in (tmp_path / "tuned" / "README.md").read_text()
         question = ["a dog runs on the beach"]
         tuned, packaged = MiniEncoder("cpu", tmp_path / "tuned"), MiniEncoder("cpu")
         assert (tuned.encode_texts(question) @ packaged.encode_texts(question).T).item() > 0.97

@@ -86,7 +86,7 @@ def dual(
     ema: Annotated[float | None, _option("ema", "Decay of the averaged weights; 0 for no average.")] = None,
     interpolate: Annotated[
         bool | None,
-        _option("interpolate", "At the end take the best point between start and result (WiSE-FT)."),
+        _option("interpolate", "Take the best point between start and end (WiSE-FT), not the best epoch."),
     ] = None,
     precision: Annotated[str | None, _option("precision", f"One of {', '.join(PRECISIONS)}.")] = None,
     recompute: Annotated[bool | None, typer.Option("--recompute", help="Gradient checkpointing: less memory.")] = None,

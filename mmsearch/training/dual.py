@@ -32,14 +32,14 @@ from mmsearch.training.models import DualModel, State, Tower
 from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.lora import add_lora, merge_lora
 from mmsearch.training.optimiser import cosine_schedule, groups
-from mmsearch.training.retrieval import Recall, recalls
+from mmsearch.training.retrieval import Recall, cross_entropy, fitting_scale, recalls
 from mmsearch.training.run import Facts, Quality, RunFolder, Start
 from mmsearch.training.settings import DualSettings
 from mmsearch.training.sources import PLAIN, Choice, Pictures, Texts
 
 CHECKPOINTS, LAST, BEST, FEATURES = "checkpoints", "last.safetensors", "best.safetensors", "features"
 CHECKPOINT_SECONDS = 300.0
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALPHAS = tuple(tenths / 10 for tenths in range(11))
 """Points between the starting weights and the trained ones that are measured (Wortsman et al. 2022)."""
 SAMPLE = 1024
 """Pictures and texts that the model looks at before training, to standardise what its heads read."""
@@ -188,12 +188,16 @@ class _Run:
                 saved = time.monotonic()
 
     def finish(self, command: str) -> None:
-        """Write the best model, its calibration, its curve and its card."""
+        """Write the best model, its calibration, its curve and its card.
+
+        It is the best point between start and end (WiSE-FT), or, without a start that is worth keeping, the best epoch.
+        """
         out = self._folder.path
-        self._trained.load_state_dict(load_state(out / CHECKPOINTS / BEST)["model"])
         best: dict[str, float | int | str] = {}
         if self._settings.interpolate and not self._settings.fresh_head:
             best["alpha"] = self._interpolated()
+        else:
+            self._trained.load_state_dict(load_state(out / CHECKPOINTS / BEST)["model"])
         value, measured = self._measure()
         best["mean recall"] = round(value, 2)
         if self._settings.train == "lora":
@@ -402,29 +406,43 @@ class _Run:
 
     def _measure(self) -> tuple[float, list[Recall]]:
         """The mean recall over all that is judged by, and the recalls of each."""
+        measured = [recalls(*rows) for rows in self._rows()]
+        return float(np.mean([recall.mean for recall in measured])), measured
+
+    def _rows(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of all that is judged by, the vectors of the pictures and of the texts, and the picture of each text."""
         self._model.eval()
-        measured = []
+        found = []
         with torch.inference_mode():
             for judged in self._judges:
                 chosen = [[(int(number), PLAIN) for number in chunk] for chunk in _chunks(len(judged.pictures))]
                 image = torch.cat([self._model.image.rest(state) for state in judged.pictures.steps(chosen)])
                 chunks = _chunks(len(judged.texts))
                 text = torch.cat([self._model.text.rest(judged.texts.rows(chunk)) for chunk in chunks])
-                measured.append(recalls(image.cpu().numpy(), text.cpu().numpy(), judged.owner))
-        return float(np.mean([recall.mean for recall in measured])), measured
+                found.append((image.cpu().numpy(), text.cpu().numpy(), judged.owner))
+        return found
 
     def _interpolated(self) -> float:
-        """Put the best point between the start and the best epoch into the model; its alpha."""
+        """Put the best point between the start and the end of training into the model; its alpha.
 
+        The best is the one that is surprised least by what it is judged by, at the temperature that suits the start:
+        a user's dev split is often too small for recall to tell two points apart.
+        """
+        last = load_state(self._folder.path / CHECKPOINTS / LAST)
+        self._trained.load_state_dict(self._first)
+        scales = [fitting_scale(*rows) for rows in self._rows()]
         alphas = iter(ALPHAS)
 
         def measure(state: dict[str, Tensor]) -> float:
             self._trained.load_state_dict(state)
-            value, measured = self._measure()
-            self._record({"alpha": next(alphas), **self._named(measured)})
-            return value
+            rows = self._rows()
+            surprise = float(np.mean([cross_entropy(*each, scale) for each, scale in zip(rows, scales, strict=True)]))
+            found = self._named([recalls(*each) for each in rows])
+            self._record({"alpha": next(alphas), "cross_entropy": round(surprise, 4), **found})
+            return -surprise
 
-        found = best_point(self._first, _copy(self._trained), ALPHAS, measure)
+        end = last["model"] if last["ema"] is None else last["ema"]["average"]
+        found = best_point(self._first, end, ALPHAS, measure)
         self._trained.load_state_dict(found.state)
         return found.alpha
 

@@ -74,18 +74,18 @@ class DualSettings:
     """``infonce`` (CLIP), ``sigmoid`` (SigLIP) or ``triplet`` (VSE++)."""
     margin: float = 0.2
     """Of the triplet loss."""
-    epochs: int = 6
+    epochs: int = 10
     """Times that every picture is seen."""
-    batch: int = 256
+    batch: int = 64
     """Pictures a step, of all processes together; all pictures where there are fewer."""
     micro_batch: int = 0
     """Pictures that go through the model at once; 0 for all of a step. It saves memory and changes no gradient."""
     captions: int = 5
     """Captions of each picture a step, at most."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     """Of the heads and the temperature."""
-    tower_rate: float = 2e-4
+    tower_rate: float = 5e-5
     """Of the last block before a head."""
     layer_decay: float = 0.8
     """What the rate is multiplied by from a block to the one before it."""
@@ -97,7 +97,7 @@ class DualSettings:
     ema: float = 0.99
     """Decay of the moving average of the weights that is judged and kept; 0 for the weights themselves."""
     interpolate: bool = True
-    """At the end take the best point between the start and the trained weights; never with a fresh head."""
+    """Take the best point between the start and the end of training, not the best epoch; never with a fresh head."""
     precision: str = "float32"
     """``float32``, or ``bfloat16`` for what is trained, by autocast."""
     recompute: bool = False
