@@ -154,9 +154,9 @@ class TestSurprise:
         assert cross_entropy(image, image, np.arange(2), 1.0) == pytest.approx(0.313262, abs=1e-6)
 
     def test_the_fitting_scale_is_that_of_least_surprise(self):
-        """Nearly right answers want to be sharp, wrong ones blunt; large scales do not overflow."""
+        """Right answers want to be sharp, wrong ones blunt; large scales do not overflow."""
         image, wrong = np.eye(3), np.roll(np.eye(3), 1, axis=0)
-        assert fitting_scale(image, image, np.arange(3)) == 100
+        assert fitting_scale(image, 0.3 * image, np.arange(3)) == 100
         assert fitting_scale(image, wrong, np.arange(3)) == 10
         assert cross_entropy(image, wrong, np.arange(3), 1e4) == pytest.approx(1e4)
 
@@ -230,10 +230,10 @@ class TestDual:
         """Ctrl-C in the second or in the last of three steps of the third epoch."""
         advance = dual._Run._advance
 
-        def interrupted(self: dual._Run, *step: object) -> float:
+        def interrupted(self: dual._Run, *arguments: object) -> float:
             if self._step == step - 1:
                 os.kill(os.getpid(), signal.SIGINT)
-            return advance(self, *step)  # type: ignore[arg-type]
+            return advance(self, *arguments)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             patched.setattr(dual._Run, "_advance", interrupted)
@@ -310,7 +310,7 @@ class TestDual:
     def test_last_blocks_move_and_the_others_stay(self, data: Path, tmp_path: Path):
         """What is written is what was trained: the last two blocks of each tower, pictures changed anew each time."""
         wanted = settings(
-            data, train="last", image_blocks=2, text_blocks=1, views=0, epochs=1, fresh_head=False, interpolate=False,
+            data, train="last", image_blocks=2, text_blocks=1, views=0, epochs=1, interpolate=False,
             word_dropout=0.2, tower_rate=1e-3, augmentation=Augmentation(cutout=0.2, grey=0.5),
         )  # fmt: skip
         out = train_dual(tmp_path / "deep", wanted, device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ CHUNK = 8
 """Pictures that go through the frozen stages at once: on a CPU their activations should fit the cache."""
 TEXT_CHUNK = 128
 REPORT_SECONDS = 15.0
+DESCRIBED = "store.json"
 LARGEST = 65504.0
 """Of float16."""
 PLAIN = 0
@@ -40,7 +42,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        count = json.loads((folder / "store.json").read_text(encoding="utf-8"))["arrays"]
+        count = json.loads((folder / DESCRIBED).read_text(encoding="utf-8"))["arrays"]
         self._arrays = [np.load(folder / f"{number}.npy", mmap_mode="r") for number in range(count)]
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> State:
@@ -53,18 +55,22 @@ class Store:
 
 
 def kept(folder: Path, key: str, count: int, states: Callable[[], Iterator[tuple[Sequence[int], State]]]) -> Store:
-    """The store in ``folder`` if it was computed under the same ``key``; else ``states`` computes it.
+    """The store beside ``folder`` that was computed under the same ``key``; if there is none, ``states`` computes it.
+
+    Its name is that of ``folder`` and a digest of the key. It appears when it is whole: a run that is killed leaves
+    none, and of two runs that compute the same one at a time the first to finish gives it its name.
 
     Args:
         states: yields the numbers of some inputs and their state; a later part may be shorter than the first in any
             size but that of the rows, and is filled up with zeros.
     """
-    described = folder / "store.json"
     digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["key"] == digest:
-        return Store(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    place = folder.with_name(f"{folder.name}-{digest[:12]}")
+    if (place / DESCRIBED).is_file():
+        return Store(place)
+    fresh = place.with_name(f"{place.name}.{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     arrays: list[np.memmap] = []
     for numbers, state in states():
         parts = [part.clamp(-LARGEST, LARGEST).half() if part.is_floating_point() else part for part in state]
@@ -72,14 +78,18 @@ def kept(folder: Path, key: str, count: int, states: Callable[[], Iterator[tuple
             for number, part in enumerate(parts):
                 shape = (count, *part.shape[1:])
                 dtype = part.numpy().dtype
-                arrays.append(np.lib.format.open_memmap(folder / f"{number}.npy", "w+", dtype, shape))
+                arrays.append(np.lib.format.open_memmap(fresh / f"{number}.npy", "w+", dtype, shape))
         for array, part in zip(arrays, parts, strict=True):
             places: tuple[Any, ...] = (np.asarray(numbers), *(slice(size) for size in part.shape[1:]))
             array[places] = part.numpy()
     for array in arrays:
         array.flush()
-    described.write_text(json.dumps({"key": digest, "arrays": len(arrays)}), encoding="utf-8")
-    return Store(folder)
+    (fresh / DESCRIBED).write_text(json.dumps({"key": digest, "arrays": len(arrays)}), encoding="utf-8")
+    try:
+        fresh.rename(place)
+    except OSError:  # another run was quicker
+        shutil.rmtree(fresh)
+    return Store(place)
 
 
 class Pictures:
