@@ -359,6 +359,16 @@ class TestDual:
         assert load_encoder(str(tmp_path / "weights"), "cpu").fingerprint == MiniEncoder("cpu", run[0]).fingerprint
 
 
+class TestElsewhere:
+    def test_pictures_that_are_not_beside_their_captions(self, data: Path, tmp_path: Path):
+        (tmp_path / "mine.tsv").write_text((data / "captions.tsv").read_text())
+        wanted = settings(tmp_path / "mine.tsv", images=str(data / "images"), epochs=1, views=1)
+        out = train_dual(tmp_path / "run", wanted, device="cpu")
+        counted = [line for line in (out / "README.md").read_text().splitlines() if line.startswith("| mine.tsv |")]
+        assert [line.split("|")[2].strip() for line in counted] == ["train", "dev"]
+        assert sum(int(line.split("|")[3]) for line in counted) == 16  # all pictures, divided by their names
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("options", "said"),

@@ -37,6 +37,9 @@ def dual(
         str | None,
         typer.Option(help="Captioned pictures: a folder, table or file that `mmsearch data inspect` reads."),
     ] = None,
+    images: Annotated[
+        str | None, _option("images", "Where the pictures are, if they are not beside the captions.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder of the run; --model OUT uses it afterwards.", show_default=False)
     ] = None,

@@ -44,6 +44,8 @@ ALPHAS = tuple(tenths / 10 for tenths in range(11))
 SAMPLE = 1024
 """Pictures and texts that the model looks at before training, to standardise what its heads read."""
 JUDGE_BATCH = 64
+CALIBRATED_BY = 3
+"""Pictures that the odds of a match are fitted on at least: there have to be pairs that do not match."""
 SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
 """With which the sigmoid loss begins (Zhai et al. 2023, section 3.2)."""
 
@@ -204,8 +206,11 @@ class _Run:
             merge_lora(self._model.image)
             merge_lora(self._model.text)
         self._model.save(out)
-        calibration = calibrate(load_encoder(str(out), self._device.type), self._dev, seed=self._settings.seed)
-        (out / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
+        if len(self._dev) < CALIBRATED_BY:
+            self._log(f"not calibrated: {len(self._dev)} dev pictures are too few; an index will take mini's slopes")
+        else:
+            calibration = calibrate(load_encoder(str(out), self._device.type), self._dev, seed=self._settings.seed)
+            (out / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
         self._folder.draw_curve()
         quality = [
             Quality(

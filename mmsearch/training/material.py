@@ -22,7 +22,7 @@ def gathered(
     settings: DualSettings, log: Callable[[str], None]
 ) -> tuple[Captioned, list[tuple[str, Captioned]], list[Data]]:
     """What is trained on, what is judged by (dev first), and what a model card says of them."""
-    dataset = open_dataset(settings.data)
+    dataset = open_dataset(settings.data, images=settings.images or None)
     train, dev = dataset.divided(seed=settings.seed)
     more = [open_dataset(path) for path in settings.also]
     others = [open_dataset(path) for path in settings.judges]

@@ -53,6 +53,8 @@ class DualSettings:
 
     data: str = ""
     """Captioned pictures, in any format that ``mmsearch data inspect`` reads."""
+    images: str = ""
+    """Where the pictures of ``data`` are, if they are not beside it."""
     also: tuple[str, ...] = ()
     """More of them, trained on beside ``data``: all splits but dev, val and test."""
     judges: tuple[str, ...] = ()
