@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,7 +264,7 @@ class _Layer(nn.Module):
         return tuple(means) if self.number == max(TEXT_LAYERS) else (hidden, mask, *means)
 
 
-class _Head(nn.Module):
+class _Head(nn.Module, ABC):
     """A trained head over standardised, and in training noisy, features; beside its answer that of the words."""
 
     def __init__(self, head: ResidualHead, noise: float) -> None:
@@ -276,13 +277,13 @@ class _Head(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    @abstractmethod
     def features(self, state: State) -> Tensor:
         """What the head reads, ``(B, F)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self, state: State) -> Tensor:
         """What the sentence model says, ``(B, 384)``."""
-        raise NotImplementedError
 
     def forward(self, state: State) -> State:
         x = (self.features(state).float() - self.mean) / self.std
