@@ -328,7 +328,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_an_interrupted_run_says_so_and_carries_on_later(many: Path, tmp_path: Path, how: signal.Signals) -> None:
     index = tmp_path / "index"
     vectors = index / "vectors" / "image-00001.f32"
-    run = subprocess.Popen([*COMMAND, "index", str(many), "--index", str(index)], stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [*COMMAND, "index", str(many), "--index", str(index)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background ignore it
+    )
     batch = IMAGE_BATCH * 896 * 4
     wait_for(lambda: vectors.exists() and vectors.stat().st_size > batch)  # the second batch: the first is committed
     run.send_signal(how)
