@@ -12,7 +12,6 @@ off; killed after it, the next writer erases what the catalogue lists as freed. 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -27,6 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from indexer.catalogue import Catalogue, NewItem, Reader, State, Writer
+from indexer.durable import sync_folder
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
 from indexer.types import Asset, Modality, Span
 from indexer.vectors import UNIT_TOLERANCE, VectorFile, check_vectors, checksum
@@ -464,7 +464,7 @@ class IndexWriter:
         try:
             for m, rows in old_rows.items():
                 _copy_rows(self._vectors[m], np.array(rows, np.int64), _vector_path(self.folder, m, generation))
-            _sync_folder(self.folder / "vectors")
+            sync_folder(self.folder / "vectors")
             with self.catalogue.write() as writer:
                 for m, pairs in renumbered.items():
                     writer.renumber(m, pairs)
@@ -533,17 +533,7 @@ def _write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new names in ``folder`` durable; Windows has no such call and needs none."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(path.parent)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from PIL import Image, ImageEnhance, ImageOps
 from indexer.errors import UsageError
 from mmsearch.training.augment import (
     PictureAugmentation,
-    choose_caption,
     crop_box,
     cutout_box,
     drop_words,
@@ -187,10 +186,3 @@ def test_where_all_words_go_each_is_as_likely_to_stay():
 def test_a_probability_is_one():
     with pytest.raises(UsageError, match=r"1\.5 is no probability"):
         drop_words("a", 1.5, np.random.default_rng(0))
-
-
-def test_each_caption_is_as_likely_as_another():
-    rng = np.random.default_rng(4)
-    found = Counter(choose_caption(["x", "y", "z"], rng) for _ in range(3000))
-    assert found.keys() == {"x", "y", "z"}
-    assert min(found.values()) > 880

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -103,11 +102,6 @@ def drop_words(text: str, p: float, rng: np.random.Generator) -> str:
     if not kept.any():
         kept[rng.integers(len(words))] = True
     return " ".join(word for word, stays in zip(words, kept, strict=True) if stays)
-
-
-def choose_caption(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the captions of a picture, each as likely as another."""
-    return captions[int(rng.integers(len(captions)))]
 
 
 def _log_uniform(widest: float, rng: np.random.Generator) -> float:

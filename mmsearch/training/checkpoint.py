@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from indexer.durable import sync_folder
 from indexer.errors import ModelError, StorageError, UsageError
 
 FORMAT = "mmsearch state 1"
@@ -52,7 +53,7 @@ def save_state(path: Path, state: Any) -> None:
         with fresh.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(fresh, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, SafetensorError) as exc:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
@@ -130,13 +131,3 @@ def _bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """The bytes of all tensors, by name: a file has them in another order than the state."""
     for name in sorted(tensors):
         yield tensors[name].reshape(-1).view(torch.uint8).numpy().data
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable; Windows has no such call and needs none."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
