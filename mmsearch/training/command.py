@@ -80,6 +80,9 @@ def dual(
     captions: Annotated[int | None, _option("captions", "Captions of each picture a step.")] = None,
     learning_rate: Annotated[float | None, _option("learning_rate", "Of the heads.")] = None,
     tower_rate: Annotated[float | None, _option("tower_rate", "Of the last block before a head.")] = None,
+    text_rate: Annotated[
+        float | None, _option("text_rate", "Likewise, of the text tower alone; 0 for that of both.")
+    ] = None,
     layer_decay: Annotated[
         float | None, _option("layer_decay", "Factor of the rate from a block to the one before it.")
     ] = None,

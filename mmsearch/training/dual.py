@@ -25,6 +25,7 @@ from mmsearch.training.average import Ema, best_point
 from mmsearch.training.calibrate import calibrate
 from mmsearch.training.checkpoint import load_state, save_state
 from mmsearch.training.distributed import World, average_gradients, broadcast, gather
+from mmsearch.training.heap import keep_freed_memory
 from mmsearch.training.interrupt import Stop
 from mmsearch.training.losses import multi_positive_info_nce, sigmoid_loss, triplet_loss
 from mmsearch.training.material import gathered, readable
@@ -83,6 +84,7 @@ def train_dual(
         KeyboardInterrupt: after a checkpoint was written from which ``resume`` goes on.
     """
     where = pick_device(device)
+    keep_freed_memory()
     with World.join(where.type) as world:
         say = log if world.is_main else _silent
         run = _Run(out, settings, world, where, cache or out / FEATURES, compiled, resume, say)
@@ -533,9 +535,10 @@ def _groups(model: DualModel, settings: DualSettings) -> list[dict[str, Any]]:
     """What AdamW is told: heads and temperature at one rate, the blocks before them at another that falls."""
     towers: dict[str, list[Any]] = {}
     rates: dict[str, float] = {}
-    for name, tower in (("image", model.image), ("text", model.text)):
+    of_text = settings.text_rate or settings.tower_rate
+    for name, tower, rate in (("image", model.image, settings.tower_rate), ("text", model.text, of_text)):
         towers[f"{name} head"], rates[f"{name} head"] = [tower.stages[-1]], settings.learning_rate
-        towers[name], rates[name] = list(tower.stages[:-1]), settings.tower_rate
+        towers[name], rates[name] = list(tower.stages[:-1]), rate
     towers["scale"], rates["scale"] = [[model.logit_scale, model.logit_bias]], settings.learning_rate
     return groups(towers, rates, layer_decay=settings.layer_decay, weight_decay=settings.weight_decay)
 

@@ -89,6 +89,8 @@ class DualSettings:
     """Of the heads and the temperature."""
     tower_rate: float = 5e-5
     """Of the last block before a head."""
+    text_rate: float = 0.0
+    """Of the last block of the text tower, if that is to learn at another rate; 0 for ``tower_rate``."""
     layer_decay: float = 0.8
     """What the rate is multiplied by from a block to the one before it."""
     weight_decay: float = 0.05
