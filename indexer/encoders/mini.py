@@ -44,10 +44,10 @@ TEXT_BATCH = 128
 class MiniEncoder:
     """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind the ``Encoder`` protocol.
 
-    A vector is two answers side by side: that of a trained head (512 numbers), and, scaled by the square root of
-    three quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the
-    embeddings of the ImageNet class names that the classifier sees in it. The first knows how people describe scenes,
-    the second has names for a thousand things.
+    A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
+    quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of
+    the ImageNet class names that the classifier sees in it. The first knows how people describe scenes, the second has
+    names for a thousand things. A linear map folds the two into one compact vector.
 
     The constructor reads two small JSON files. Torch is imported by the first picture or the first large batch of
     texts, never by a question.
@@ -86,12 +86,10 @@ class MiniEncoder:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
-        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, 896)``."""
+        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, D)``."""
         if not len(batch):
             return np.zeros((0, self.dim), np.float32)
         import torch
-
-        from indexer.encoders.mini_torch import two_parts
 
         # With cuDNN's TF32 a picture's vector would depend on its neighbours in the batch.
         cuda = self._device.type == "cuda"
@@ -100,7 +98,7 @@ class MiniEncoder:
             rows = []
             for pixels in torch.from_numpy(np.ascontiguousarray(batch)).split(self._chunk):
                 features, words = self._image_tower(pixels.to(self._device))
-                rows.append(two_parts(self._heads.image(features), words).cpu())
+                rows.append(self._heads.image(features, words).cpu())
         return unit_rows(torch.cat(rows).numpy(), "image")
 
     @property
@@ -108,7 +106,7 @@ class MiniEncoder:
         return CPU_CHUNK if self._device.type == "cpu" else IMAGE_BATCH
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures to float32 unit rows ``(B, 896)``."""
+        """RGB pictures to float32 unit rows ``(B, D)``."""
         parts = [np.zeros((0, self.dim), np.float32)]
         for start in range(0, len(images), IMAGE_BATCH):
             chunk = images[start : start + IMAGE_BATCH]
@@ -116,7 +114,7 @@ class MiniEncoder:
         return np.concatenate(parts)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to float32 unit rows ``(B, 896)``; what is beyond ``max_tokens`` is not seen."""
+        """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         ids = self.token_ids(texts)
@@ -153,7 +151,7 @@ class MiniEncoder:
     def _encode_by_torch(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         import torch
 
-        from indexer.encoders.mini_torch import pad, text_features, two_parts
+        from indexer.encoders.mini_torch import pad, text_features
 
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # neighbours of one length need little padding
         rows = np.empty((len(ids), self.dim), np.float32)
@@ -162,8 +160,7 @@ class MiniEncoder:
             numbers, mask = pad([ids[i] for i in chunk])
             with torch.inference_mode():
                 pooled = self._text_tower(numbers.to(self._device), mask.to(self._device))  # (B, 7, 384)
-                head = self._heads.text(text_features(pooled))
-                rows[chunk] = two_parts(head, pooled[:, -1]).cpu().numpy()
+                rows[chunk] = self._heads.text(text_features(pooled), pooled[:, -1]).cpu().numpy()
         return unit_rows(rows, "text")
 
     @cached_property
