@@ -12,7 +12,7 @@ from torch import Tensor
 from indexer.encoders.device import pick_device
 from indexer.errors import UsageError
 from mmsearch.datasets import Captioned
-from mmsearch.training.average import mean_state
+from mmsearch.training.average import check_alike, mean_state
 from mmsearch.training.finish import Measured, write_model
 from mmsearch.training.material import gathered, readable
 from mmsearch.training.models import DualModel, Tower
@@ -69,9 +69,11 @@ def combine(
     model = models[0]
     if settings.size and not isinstance(model, MiniModel):
         raise UsageError(f"{settings.runs[0]} is no model of the kind of mini; only its vectors can be made compact")
+    states = [_copy(each) for each in models]
+    for other in states[1:]:
+        check_alike(states[0], other)
     model.image.freeze(_shared([each.image for each in models]))
     model.text.freeze(_shared([each.text for each in models]))
-    states = [_copy(each) for each in models]
     del models
     seen, judges, data = gathered(settings, log)
     folder = RunFolder.create(out, settings, say=log)
@@ -143,11 +145,7 @@ def _greedy(states: Sequence[Mapping[str, Tensor]], surprise: Callable[[Mapping[
 
 
 def _shared(towers: Sequence[Tower]) -> int:
-    """How many stages, from the input on, are the same in all towers; the heads are never shared.
-
-    Raises:
-        UsageError: the towers are not of one architecture.
-    """
+    """How many stages, from the input on, are the same in all towers; the heads are never shared."""
     for number, stages in enumerate(zip(*(tower.stages[:-1] for tower in towers), strict=True)):
         if len({digest([stage]) for stage in stages}) > 1:
             return number

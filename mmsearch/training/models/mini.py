@@ -105,7 +105,6 @@ class MiniModel(DualModel):
         self._tokenizer = folder / TOKENIZER
         self._encoder = MiniEncoder("cpu", PACKAGED)
         self._packed = packed
-        self._net = net
         self._convolutions = _convolutions(net)
         self._first = {names[0]: module.weight.detach().clone() for names, module in self._convolutions.items()}
 
@@ -191,7 +190,9 @@ class MiniModel(DualModel):
             packed[f"{norm}.bias"] = module.bias.detach().cpu().numpy()
             packed[f"{norm}.running_mean"] = np.zeros_like(scale)
             packed[f"{norm}.running_var"] = np.full_like(scale, 1.0 - NORM_EPSILON)
-        classifier = {f"classifier.{name}": tensor for name, tensor in self._net.classifier.state_dict().items()}
+        pool = self.image.stages[-2]
+        assert isinstance(pool, _Pool)
+        classifier = {f"classifier.{name}": tensor for name, tensor in pool.classifier.state_dict().items()}
         packed |= {name: array.astype(packed[name].dtype) for name, array in _arrays(classifier).items()}
         return {name: np.ascontiguousarray(tensor) for name, tensor in packed.items()}
 
