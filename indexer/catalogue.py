@@ -221,10 +221,10 @@ class Reader:
             ITEMS.c.modality == Modality.IMAGE.value, ITEMS.c.token_crc.is_not(None)
         )
         if rows is None:
-            return dict(self._connection.execute(query).tuples())
+            return dict(self._connection.execute(query).all())
         checksums: dict[int, int] = {}
         for chunk in _chunks(rows):
-            checksums.update(self._connection.execute(query.where(ITEMS.c.row.in_(chunk))).tuples())
+            checksums.update(self._connection.execute(query.where(ITEMS.c.row.in_(chunk))).all())
         return checksums
 
     def rows_without_tokens(self) -> np.ndarray:

@@ -41,18 +41,19 @@ def embedding(writer: IndexWriter, encoder: Encoder, compressor: Compressor | No
     """
     if compressor is None:
         return _embed_plainly(encoder)
-    patch_encoder = check_reads_patches_of(encoder, compressor)
-    if writer.token_format is None:
+    patch_encoder, held = check_reads_patches_of(encoder, compressor), writer.token_format
+    if held != compressor.format:
         with writer.catalogue.read() as reader:
-            if reader.counts()["items:image"]:
+            pictures = reader.counts()["items:image"]
+        if pictures:
+            if held is None:
                 return _embed_plainly(encoder)
+            raise ModelMismatch(
+                f"the index in {writer.folder} holds image tokens of other weights ({held.name}) than the ones here "
+                f"({compressor.format.name}); nothing was changed: 'mmsearch index --add-tokens' replaces them, "
+                "--no-tokens indexes new pictures without"
+            )
         writer.adopt_tokens(compressor.format)
-    elif writer.token_format != compressor.format:
-        raise ModelMismatch(
-            f"the index in {writer.folder} holds image tokens of {writer.token_format.name}, not of these weights of "
-            f"{compressor.format.name}; nothing was changed: 'mmsearch index --add-tokens' replaces them, --no-tokens "
-            "indexes new pictures without"
-        )
     return _embed_with_tokens(patch_encoder, compressor)
 
 

@@ -88,7 +88,7 @@ def pack(tokens: np.ndarray) -> np.ndarray:
     steps = np.where(scales > 0, scales, np.float16(np.inf)).astype(np.float32)[..., None]  # (B, T, 1)
     numbers = np.clip(np.rint(tokens / steps), -_STEPS, _STEPS).astype(np.int8)
     rows = np.empty((batch, count * (width + _SCALE_BYTES)), dtype=np.uint8)
-    rows[:, : count * width] = numbers.view(np.uint8).reshape(batch, -1)
+    rows[:, : count * width] = numbers.view(np.uint8).reshape(batch, count * width)
     rows[:, count * width :] = scales.view(np.uint8)
     return rows
 
