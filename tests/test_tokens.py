@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sqlite3
 import zlib
 from collections.abc import Sequence
@@ -437,11 +436,9 @@ CREATE TABLE freed (modality VARCHAR(8) NOT NULL, "row" BIGINT NOT NULL, erased 
 """
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
+def make_format_1(folder: Path) -> Path:
     """A folder as the first format had it, made without the code under test: /a.png, /b.png, and a row in between that
     was erased; a text of two passages."""
-    folder = tmp_path / "old"
     (folder / "vectors").mkdir(parents=True)
     manifest = {
         "encoder": "colours",
@@ -478,6 +475,11 @@ def old(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return make_format_1(tmp_path / "old")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file that is not SQLite's own bookkeeping of readers."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-shm", "-wal")))
@@ -506,24 +508,13 @@ def test_a_folder_of_format_1_is_read_without_a_change(old: Path) -> None:
     assert json.loads((old / "manifest.json").read_text())["format"] == 1
 
 
-def test_a_folder_of_format_1_is_read_where_nothing_can_be_written(old: Path) -> None:
-    """The mode bits do not hold root back, so the test goes on as nobody where it can."""
-    shutil.copytree(old, copy := Path("/tmp") / f"format-1-{os.getpid()}")
-    root = os.geteuid() == 0
-    try:
-        for path in [*copy.rglob("*"), copy]:
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        if root:
-            os.seteuid(65534)
-        check_answers(copy)
-        with pytest.raises(StorageError, match="read-only"), Index.open(copy).writing():
-            pass
-    finally:
-        if root:
-            os.seteuid(0)
-        for path in [copy, *copy.rglob("*")]:
-            path.chmod(0o755)
-        shutil.rmtree(copy)
+def test_a_folder_of_format_1_is_read_where_nothing_can_be_written(nobody: Path) -> None:
+    folder = make_format_1(nobody / "index")
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    check_answers(folder)
+    with pytest.raises(StorageError, match="read-only"), Index.open(folder).writing():
+        pass
 
 
 def test_the_first_writer_brings_a_folder_to_this_format(old: Path) -> None:
