@@ -2,11 +2,12 @@
 
 This is the only module that imports sqlalchemy.
 
-    meta      the counters of the index: format, generation of the vector files, rows in each, version
-    assets    a file, or an object added from memory
-    items     a searchable piece of an asset, and the row of its vector
-    skipped   a file that could not be read, with the reason; not tried again until it changes
-    freed     rows whose piece is gone and whose bytes must be, or are, zeros
+    meta           the counters of the index: format, generation of the vector files, rows in each, version
+    token_format   whose image tokens the index holds; one row or none
+    assets         a file, or an object added from memory
+    items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
+    skipped        a file that could not be read, with the reason; not tried again until it changes
+    freed          rows whose piece is gone and whose bytes must be, or are, zeros
 
 Paths are stored as bytes, as the file system has them: a name need not be UTF-8.
 """
@@ -16,9 +17,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from indexer.errors import IndexDamaged, StorageError
+from indexer.errors import IndexDamaged, StorageError, UsageError
+from indexer.records import Filter, ItemRow, NewItem, Stamp, State
+from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_FIRST_WITH_TOKENS = 2
+"""A catalogue of schema 1 knows nothing of tokens: it is read as one without any, and migrated by the first writer."""
 
 _METADATA = sa.MetaData()
 
@@ -39,6 +43,14 @@ META = sa.Table(
     _METADATA,
     sa.Column("name", sa.String(40), primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
+)
+TOKEN_FORMAT = sa.Table(
+    "token_format",
+    _METADATA,
+    sa.Column("fingerprint", sa.String(64), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
 )
 ASSETS = sa.Table(
     "assets",
@@ -67,6 +79,7 @@ ITEMS = sa.Table(
     sa.Column("first_line", sa.Integer),
     sa.Column("last_line", sa.Integer),
     sa.Column("text", sa.Text),
+    sa.Column("token_crc", sa.BigInteger),
     sa.UniqueConstraint("modality", "row"),
     sa.UniqueConstraint("asset_id", "ordinal"),
     sqlite_autoincrement=True,
@@ -87,78 +100,19 @@ FREED = sa.Table(
     sa.Column("erased", sa.Boolean, nullable=False),
 )
 
+_ITEM = tuple(column for column in ITEMS.c if column is not ITEMS.c.token_crc)
+"""What every schema has of an item."""
 _IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
 _UNDER_CHUNK = 100
 """Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """The counters of an index at one moment.
-
-    ``version`` grows by one with every transaction; ``generation`` names the current vector files; ``rows`` counts the
-    rows of each.
-    """
-
-    version: int
-    generation: int
-    rows: dict[Modality, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What the catalogue knows of a path without looking at the file: enough to tell whether it changed."""
-
-    asset_id: int | None
-    """None for a file that was skipped."""
-    size: int
-    mtime_ns: int
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ItemRow:
-    """One item as the vector files see it."""
-
-    id: int
-    asset_id: int
-    modality: Modality
-    row: int
-    crc: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewItem:
-    """An item that is to be written: its place in the asset and the row that already holds its vector."""
-
-    ordinal: int
-    modality: Modality
-    row: int
-    crc: int
-    span: Span | None
-    text: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which items may answer. ``under`` is an absolute folder or file; times are seconds since 1970."""
-
-    under: tuple[str, ...] = ()
-    after: float | None = None
-    before: float | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether every item passes."""
-        return not self.under and self.after is None and self.before is None
-
-
 class Catalogue:
     """One database. Reading is thread-safe; writing belongs to whoever holds the lock of the index."""
 
     def __init__(self, path: Path, *, write: bool) -> None:
-        """Open the database at ``path``; with ``write`` it is created if it is not there.
+        """Open the database at ``path``; with ``write`` it is created if it is not there, and migrated if it is old.
 
         Raises:
             StorageError: it cannot be opened.
@@ -181,6 +135,7 @@ class Catalogue:
             if write:
                 with self._engine.begin() as connection:
                     _METADATA.create_all(connection)
+                    _migrate(connection)
         except (SQLAlchemyError, OSError) as exc:
             raise _translate(exc, path) from exc
 
@@ -236,16 +191,48 @@ class Reader:
         """
         values = {row.name: row.value for row in self._connection.execute(sa.select(META))}
         try:
+            if not 1 <= values["schema"] <= SCHEMA_VERSION:
+                raise IndexDamaged(
+                    f"the catalogue has schema {values['schema']}, this version of mmsearch reads {SCHEMA_VERSION}; "
+                    "update mmsearch"
+                )
             rows = {m: values.get(f"rows:{m}", 0) for m in Modality}
-            state = State(values["version"], values["generation"], rows)
-            schema = values["schema"]
+            tokens = self._token_format() if values["schema"] >= _FIRST_WITH_TOKENS else None
+            return State(values["version"], values["generation"], rows, tokens)
         except KeyError as exc:
             raise IndexDamaged(f"the catalogue has lost its counter {exc}; delete the index and index again") from exc
-        if schema != SCHEMA_VERSION:
-            raise IndexDamaged(
-                f"the catalogue has schema {schema}, this version of mmsearch reads {SCHEMA_VERSION}; update mmsearch"
-            )
-        return state
+
+    def _token_format(self) -> TokenFormat | None:
+        found = self._connection.execute(sa.select(TOKEN_FORMAT)).first()
+        if found is None:
+            return None
+        fingerprint, name, count, width = found
+        try:
+            return TokenFormat(name, fingerprint, count, width)
+        except UsageError as exc:
+            raise IndexDamaged(f"the catalogue tells of impossible image tokens: {exc}") from exc
+
+    def token_checksums(self, rows: Sequence[int] | None = None) -> dict[int, int]:
+        """The checksums of image tokens by row, of all pictures that have some or of those at ``rows``.
+
+        The catalogue must know of tokens: ``state().tokens`` is not None.
+        """
+        query = sa.select(ITEMS.c.row, ITEMS.c.token_crc).where(
+            ITEMS.c.modality == Modality.IMAGE.value, ITEMS.c.token_crc.is_not(None)
+        )
+        if rows is None:
+            return dict(self._connection.execute(query).all())
+        checksums: dict[int, int] = {}
+        for chunk in _chunks(rows):
+            checksums.update(self._connection.execute(query.where(ITEMS.c.row.in_(chunk))).all())
+        return checksums
+
+    def rows_without_tokens(self) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the pictures that have no image tokens."""
+        rows = self.rows(Modality.IMAGE, Filter())
+        if self.state().tokens is None:
+            return rows
+        return np.setdiff1d(rows, np.fromiter(self.token_checksums(), dtype=np.int64))
 
     def stamps(self, under: Sequence[str]) -> dict[str, Stamp]:
         """What is known of every file at or below the paths ``under``, skipped ones included."""
@@ -287,9 +274,9 @@ class Reader:
         return _asset(self._connection.execute(sa.select(ASSETS).where(ASSETS.c.id == asset_id)).one())
 
     def asset_items(self, asset_id: int) -> list[NewItem]:
-        """The items of one asset in their order, each with the row of its vector."""
+        """The items of one asset in their order, each with the row of its vector; for whoever writes."""
         rows = self._connection.execute(sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal))
-        return [NewItem(r.ordinal, Modality(r.modality), r.row, r.crc, _span(r), r.text) for r in rows]
+        return [NewItem(r.ordinal, Modality(r.modality), r.row, r.crc, _span(r), r.text, r.token_crc) for r in rows]
 
     def rows(self, modality: Modality, where: Filter) -> np.ndarray:
         """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
@@ -319,7 +306,7 @@ class Reader:
         items: dict[int, Item] = {}
         assets: dict[int, Asset] = {}
         for chunk in _chunks(rows):
-            query = sa.select(ITEMS).where(ITEMS.c.modality == modality.value, ITEMS.c.row.in_(chunk))
+            query = sa.select(*_ITEM).where(ITEMS.c.modality == modality.value, ITEMS.c.row.in_(chunk))
             found = self._connection.execute(query).all()
             wanted = sorted({r.asset_id for r in found} - assets.keys())
             for part in _chunks(wanted):
@@ -430,10 +417,28 @@ class Writer(Reader):
                     "first_line": item.span and item.span.first_line,
                     "last_line": item.span and item.span.last_line,
                     "text": item.text,
+                    "token_crc": item.token_crc,
                 }
                 for item in items
             ],
         )
+
+    def set_token_format(self, tokens: TokenFormat) -> None:
+        """Say whose image tokens the index holds from now on; no picture has any then."""
+        self._connection.execute(sa.delete(TOKEN_FORMAT))
+        values = {"fingerprint": tokens.fingerprint, "name": tokens.name, "count": tokens.count, "width": tokens.width}
+        self._connection.execute(sa.insert(TOKEN_FORMAT).values(values))
+        self._connection.execute(sa.update(ITEMS).where(ITEMS.c.token_crc.is_not(None)).values(token_crc=None))
+
+    def set_token_checksums(self, checksums: Mapping[int, int | None]) -> None:
+        """Say of the pictures at these rows which tokens they have; None for none."""
+        statement = (
+            sa.update(ITEMS)
+            .where(ITEMS.c.modality == Modality.IMAGE.value, ITEMS.c.row == sa.bindparam("b_row"))
+            .values(token_crc=sa.bindparam("b_crc"))
+        )
+        if checksums:
+            self._connection.execute(statement, [{"b_row": row, "b_crc": crc} for row, crc in checksums.items()])
 
     def remove_assets(self, asset_ids: Sequence[int]) -> dict[Modality, list[int]]:
         """Delete assets with their items; return the rows that are now free, which must be erased."""
@@ -489,6 +494,14 @@ class Writer(Reader):
         if rows:
             self._connection.execute(statement, [{"b_id": i, "b_row": row} for i, row in rows])
         self._connection.execute(sa.delete(FREED).where(FREED.c.modality == modality.value))
+
+
+def _migrate(connection: Connection) -> None:
+    """Bring a catalogue of an older schema to this one, in the transaction that is open."""
+    if "token_crc" not in {column["name"] for column in sa.inspect(connection).get_columns("items")}:
+        connection.exec_driver_sql("ALTER TABLE items ADD COLUMN token_crc BIGINT")
+        older = (META.c.name == "schema") & (META.c.value < _FIRST_WITH_TOKENS)
+        connection.execute(sa.update(META).where(older).values(value=_FIRST_WITH_TOKENS))
 
 
 def _on_connect_reader(connection: Any, _record: object) -> None:

@@ -5,53 +5,42 @@ walk ─► compare with the catalogue ─► read, hash, decode (threads, ahead
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import stat
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from indexer.catalogue import Stamp
-from indexer.decode import decode_image, iter_passages
+from indexer.add_tokens import add_tokens
+from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
+from indexer.decode import iter_passages
 from indexer.discover import Found, Walk
+from indexer.embedding import Embed, check_same_model, embedding, encode_each
 from indexer.encoders import Encoder
-from indexer.errors import DecodeError, MmsearchError, ModelError, ModelMismatch, UsageError
-from indexer.index import Change, Index, IndexWriter, Piece, Put, Remove, Restamp, Skip
-from indexer.types import Asset, Modality, Skipped, UpdateReport
+from indexer.errors import DecodeError, UsageError
+from indexer.index import Index
+from indexer.reading import IMAGE_BATCH, Read, open_regular, read_ahead, read_file
+from indexer.records import Stamp
+from indexer.tokens import Compressor
+from indexer.types import Asset, Modality, Progress, Skipped, UpdateReport
+from indexer.writer import IndexWriter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_BATCH = 32
 TEXT_BATCH = 64
-MAX_IMAGE_BYTES = 300_000_000
-"""A picture file above this is not read: two of them decoding at once must fit beside the model."""
 MAX_TEXT_BYTES = 20_000_000
 """A text file above this is skipped unless asked for: 20 MB are some 40,000 passages."""
 
 _CHANGES_BATCH = 256
-_READ_CHUNK = 1 << 20
 _RACY_NS = 2_000_000_000
 """A file stamped less than this long ago may change again within the same tick of its file system's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run is: files done out of ``total``, ``skipped`` among them, and the one it is at."""
-
-    done: int
-    total: int
-    skipped: int
-    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +51,6 @@ class Addition:
     image: Image | None = None
     text: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A file as a reading thread leaves it: exactly one of the last four is set."""
-
-    found: Found
-    digest: bytes = b""
-    taken: float | None = None
-    known: bool = False
-    prepared: np.ndarray | None = None  # (C, H, W)
-    fault: str | None = None
-    vanished: bool = False
 
 
 @dataclass(slots=True)
@@ -96,6 +72,7 @@ def update(
     *,
     exclude: Sequence[str] = (),
     max_text_bytes: int = MAX_TEXT_BYTES,
+    compressor: Compressor | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> UpdateReport:
     """Make ``index`` say what the folders and files ``roots`` hold.
@@ -104,9 +81,16 @@ def update(
     Files that are gone are purged, but never because a folder could not be looked into. A bad file is a line in the
     report. Killed or interrupted, the index holds every batch committed so far and the next run carries on.
 
+    With a ``compressor`` the pictures that are embedded get image tokens, in the same pass of the model, if the index
+    holds tokens of its format; an index without a single picture takes that format on first. An index that has
+    pictures and no tokens stays without: half of its pictures would be reranked and half not, until ``add_tokens``
+    gives it the format and its pictures their tokens. Without a ``compressor`` new pictures have no tokens. What moves,
+    or is a copy of what the index has, keeps the tokens that are there, or their absence.
+
     Raises:
         UsageError: a root does not exist.
-        ModelMismatch: the index was made by another model.
+        ModelMismatch: the index was made by another model, or holds tokens of another compressor, or the compressor
+            reads patches of another model.
         IndexBusy, StorageError: the index cannot be written.
         ModelError: the model fails on everything.
     """
@@ -116,28 +100,15 @@ def update(
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
-            run.read_and_store()
+            run.read_and_store(embedding(writer, encoder, compressor))
         run.purge()
         return run.report(time.monotonic() - started)
 
 
-def check_same_model(index: Index, encoder: Encoder) -> None:
-    """Raise ModelMismatch unless ``encoder`` made the vectors of ``index``."""
-    made = index.manifest
-    if made.fingerprint == encoder.fingerprint:
-        return
-    if made.encoder != encoder.name:
-        difference, way_out = f"by {made.encoder}, not by {encoder.name}", f"or use --model {made.encoder}"
-    else:
-        difference, way_out = f"by {made.encoder} with other weights than the ones here", "and index into that"
-    raise ModelMismatch(
-        f"the index in {index.folder} was made {difference}, and vectors of two models cannot be compared; nothing was "
-        f"changed: name another folder with --index, {way_out}"
-    )
-
-
-def add(index: Index, encoder: Encoder, additions: Sequence[Addition]) -> None:
+def add(index: Index, encoder: Encoder, additions: Sequence[Addition], *, compressor: Compressor | None = None) -> None:
     """Store objects from memory; one with a key that is there already takes its place.
+
+    Pictures get tokens as in ``update``.
 
     Raises:
         UsageError: an addition has no key, or not exactly one of image and text, or metadata that is not JSON.
@@ -145,22 +116,25 @@ def add(index: Index, encoder: Encoder, additions: Sequence[Addition]) -> None:
     """
     check_same_model(index, encoder)
     with index.writing() as writer:
+        embed = embedding(writer, encoder, compressor)
         for start in range(0, len(additions), IMAGE_BATCH):
             batch = {addition.key: addition for addition in additions[start : start + IMAGE_BATCH]}
-            puts: list[Change] = [_put_addition(encoder, addition) for addition in batch.values()]
+            puts: list[Change] = [_put_addition(encoder, embed, addition) for addition in batch.values()]
             with index.catalogue.read() as reader:
                 replaced = reader.asset_ids(keys=list(batch))
             changes: list[Change] = [Remove(replaced)] if replaced else []
             writer.apply(changes + puts)
 
 
-def _put_addition(encoder: Encoder, addition: Addition) -> Put:
+def _put_addition(encoder: Encoder, embed: Embed, addition: Addition) -> Put:
     if not addition.key or (addition.image is None) == (addition.text is None):
         raise UsageError(f"item {addition.key!r}: give a key and exactly one of image and text")
+    tokens = None
     if addition.image is not None:
         image = addition.image.convert("RGB")
         digest = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
-        pieces, vectors = [Piece(Modality.IMAGE)], encoder.encode_images([image])
+        ((vector, row),) = embed([encoder.prepare(image)])
+        pieces, vectors, tokens = [Piece(Modality.IMAGE)], vector[None], _one_row(row)
         size = len(image.tobytes())
     else:
         data = str(addition.text).encode()
@@ -172,7 +146,12 @@ def _put_addition(encoder: Encoder, addition: Addition) -> Put:
         vectors = encoder.encode_texts([piece.text or "" for piece in pieces])
     modality = pieces[0].modality
     asset = Asset("", modality, size, time.time_ns(), digest, key=addition.key, metadata=addition.metadata)
-    return Put(asset, pieces, vectors)
+    return Put(asset, pieces, vectors, tokens=tokens)
+
+
+def _one_row(row: np.ndarray | None) -> np.ndarray | None:
+    """The packed tokens of one picture as those of an asset with one piece."""
+    return None if row is None else row[None]
 
 
 def _passages(encoder: Encoder, stream: BinaryIO, suffix: str) -> Iterator[Piece]:
@@ -201,7 +180,7 @@ class _Run:
         self._changes: list[Change] = []
         self._touched: set[int] = set()
         self._claimed: set[int] = set()
-        self._pictures: list[tuple[_Read, np.ndarray]] = []
+        self._pictures: list[tuple[Read, np.ndarray]] = []
         self._documents: list[_Document] = []
         self._done = 0
 
@@ -249,92 +228,29 @@ class _Run:
 
     # -- reading, ahead of the model, in threads ---------------------------------------------------------------------
 
-    def read_and_store(self) -> None:
+    def read_and_store(self, embed: Embed) -> None:
         """Read everything that is to be done, in order, and store it batch by batch."""
-        threads = min(4, os.cpu_count() or 1)
-        ahead = IMAGE_BATCH * 2 + threads
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="mmsearch-read")
-        try:
-            waiting: deque[Future[_Read]] = deque()
-            for found in self.todo:
-                waiting.append(pool.submit(self._read, found))
-                if len(waiting) >= ahead:
-                    self._store(waiting.popleft().result())
-            while waiting:
-                self._store(waiting.popleft().result())
-            self._flush_pictures()
-            self._flush_documents()
-            self._flush_changes()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._embed = embed
+        with closing(read_ahead(self._read, self.todo)) as reads:
+            for read in reads:
+                self._store(read)
+        self._flush_pictures()
+        self._flush_documents()
+        self._flush_changes()
 
-    def _read(self, found: Found) -> _Read:
-        """Read one file to the point where the model takes over; runs in a thread and raises nothing for a bad file."""
-        try:
-            for _ in range(2):  # a file that changes under our eyes gets a second look
-                read = self._read_once(found)
-                if read is not None:
-                    return read
-                now = os.stat(found.path)
-                found = replace(found, size=now.st_size, mtime_ns=now.st_mtime_ns)
-            return _Read(found, fault="it keeps changing while it is read; the next run tries again")
-        except DecodeError as exc:
-            return _Read(found, fault=str(exc))
-        except FileNotFoundError:
-            return _Read(found, vanished=True)
-        except OSError as exc:
-            return _Read(found, fault=f"cannot be read: {exc.strerror or exc}")
-        except MemoryError:
-            return _Read(found, fault="does not fit into memory")
-        except Exception as exc:  # whatever a decoder does with a hostile file, the other files are not its business
-            return _Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
-
-    def _read_once(self, found: Found) -> _Read | None:
-        """None if the file changed meanwhile."""
-        with _open_regular(found.path) as file:
-            before = os.fstat(file.fileno())
-            found = replace(found, size=before.st_size, mtime_ns=before.st_mtime_ns)
-            self._check_size(found)
-            if found.modality is Modality.IMAGE:
-                data = file.read()
-                digest = hashlib.blake2b(data, digest_size=16).digest()
-            else:
-                data = b""
-                digest = _digest_stream(file)
-            after = os.fstat(file.fileno())
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-                return None
-        if digest in self._digests:
-            return _Read(found, digest, known=True)
-        if found.modality is not Modality.IMAGE:
-            return _Read(found, digest)
-        decoded = decode_image(data, size=self.encoder.image_size)
-        return _Read(found, digest, decoded.taken, prepared=self.encoder.prepare(decoded.image))
-
-    def _check_size(self, found: Found) -> None:
-        if found.size == 0:
-            raise DecodeError("the file is empty")
-        if found.modality is Modality.IMAGE:
-            if found.size > MAX_IMAGE_BYTES:
-                raise DecodeError(
-                    f"is {_megabytes(found.size)}; pictures above {_megabytes(MAX_IMAGE_BYTES)} are not read"
-                )
-        elif found.size > self.max_text_bytes:
-            raise DecodeError(
-                f"is {_megabytes(found.size)} of text, above the limit of {_megabytes(self.max_text_bytes)}; "
-                "--max-text-mb raises it"
-            )
+    def _read(self, found: Found) -> Read:
+        return read_file(found, self.encoder, lambda digest: digest not in self._digests, self.max_text_bytes)
 
     # -- storing, in the main thread ---------------------------------------------------------------------------------
 
-    def _store(self, read: _Read) -> None:
+    def _store(self, read: Read) -> None:
         path = read.found.path
         if read.vanished:
             if path in self._stamps:
                 self._gone[path] = self._stamps[path]
         elif read.fault is not None:
             self._skip(read.found, read.fault)
-        elif read.known:
+        elif read.unwanted:
             self._store_known(read)
         elif read.prepared is not None:
             self._pictures.append((read, read.prepared))
@@ -371,7 +287,7 @@ class _Run:
         old = self._old(found.path) if replaces is None else replaces
         self._queue(Skip(found.path, found.size, found.mtime_ns, reason, old))
 
-    def _store_known(self, read: _Read) -> None:
+    def _store_known(self, read: Read) -> None:
         """A file whose content the index has: it was touched, moved, or is a copy. The model is not asked."""
         old = self._old(read.found.path)
         candidates = self._candidates(read)
@@ -389,8 +305,8 @@ class _Run:
             self._queue(Restamp(moved[0], replace(asset, taken=moved[1].taken), old))
             self._counts["moved"] += 1
         elif candidates:
-            pieces, vectors = self.writer.fetch_pieces(candidates[0][0])
-            self._queue(Put(replace(asset, taken=candidates[0][1].taken), pieces, vectors, old))
+            pieces, vectors, tokens = self.writer.fetch_pieces(candidates[0][0])
+            self._queue(Put(replace(asset, taken=candidates[0][1].taken), pieces, vectors, old, tokens=tokens))
             self._counts["updated" if old else "duplicates"] += 1
             self._counts["items"] += len(pieces)
         else:
@@ -399,7 +315,7 @@ class _Run:
             self._done -= 1
             self._store(self._read(read.found))
 
-    def _candidates(self, read: _Read) -> list[tuple[int, Asset]]:
+    def _candidates(self, read: Read) -> list[tuple[int, Asset]]:
         with self.writer.catalogue.read() as reader:
             return [c for c in reader.assets_with_digest(read.digest) if _same_kind(c[1], read.found)]
 
@@ -410,23 +326,23 @@ class _Run:
         reads = [read for read, _ in self._pictures]
         prepared = [array for _, array in self._pictures]
         self._pictures = []
-        vectors = _encode(lambda some: self.encoder.encode_prepared(np.stack(some)), prepared)
-        for read, vector in zip(reads, vectors, strict=True):
+        for read, embedded in zip(reads, encode_each(self._embed, prepared), strict=True):
             old = self._old(read.found.path)
-            if isinstance(vector, str):
-                self._skip(read.found, vector)
+            if isinstance(embedded, str):
+                self._skip(read.found, embedded)
                 continue
-            self._queue(Put(_asset(read), [Piece(Modality.IMAGE)], vector[None], old))
+            vector, tokens = embedded
+            self._queue(Put(_asset(read), [Piece(Modality.IMAGE)], vector[None], old, tokens=_one_row(tokens)))
             self._counts["updated" if old else "added"] += 1
             self._counts["items"] += 1
         self._flush_changes()
         self._digests.update(read.digest for read in reads)
 
-    def _store_document(self, read: _Read) -> None:
+    def _store_document(self, read: Read) -> None:
         """Cut a text into passages and embed them, a batch at a time, together with those of other texts."""
         document = self._begin_document(read)
         try:
-            with _open_regular(read.found.path) as file:
+            with open_regular(read.found.path) as file:
                 before = os.fstat(file.fileno())
                 passages = _passages(self.encoder, file, os.path.splitext(read.found.path)[1].lower())
                 for ordinal, piece in enumerate(passages):
@@ -448,7 +364,7 @@ class _Run:
             document.done = True
             self._counts["updated" if self._old(read.found.path) else "added"] += 1
 
-    def _begin_document(self, read: _Read) -> _Document:
+    def _begin_document(self, read: Read) -> _Document:
         """A new document, or the rest of one that an interrupted run began."""
         old = self._old(read.found.path)
         stamp = self._stamps.get(read.found.path)
@@ -473,7 +389,7 @@ class _Run:
         """Embed and commit the passages that wait, of however many documents."""
         documents = [d for d in self._documents if d.waiting or d.done]
         texts = [piece.text or "" for d in documents for piece in d.waiting]
-        vectors = iter(_encode(self.encoder.encode_texts, texts))
+        vectors = iter(encode_each(self.encoder.encode_texts, texts))
         puts: list[Put] = []
         for d in documents:
             pieces, rows = [], []
@@ -514,36 +430,7 @@ class _Run:
         )
 
 
-def _encode(encode: Callable[[list[Any]], np.ndarray], batch: list[Any]) -> list[np.ndarray | str]:
-    """Vectors of a batch; where the batch fails, each alone, with the reason in the place of the ones that fail.
-
-    Raises:
-        ModelError: every one of several fails, so it is the model and not the pictures.
-    """
-    if not batch:
-        return []
-    try:
-        return list(encode(batch))
-    except MemoryError:
-        raise
-    except Exception as exc:
-        if not isinstance(exc, (ModelError, RuntimeError, ValueError)):
-            raise
-        first = exc
-    results: list[np.ndarray | str] = []
-    for one in batch:
-        try:
-            results.append(encode([one])[0])
-        except (ModelError, RuntimeError, ValueError) as exc:
-            results.append(f"the model cannot take it: {exc}")
-    if len(batch) > 1 and all(isinstance(result, str) for result in results):
-        if isinstance(first, MmsearchError):
-            raise first
-        raise ModelError(f"the model fails on every file: {first}") from first
-    return results
-
-
-def _asset(read: _Read) -> Asset:
+def _asset(read: Read) -> Asset:
     found = read.found
     mtime_ns = found.mtime_ns
     if abs(time.time_ns() - mtime_ns) < _RACY_NS:
@@ -563,21 +450,14 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _open_regular(path: str) -> BinaryIO:
-    """Open a file for reading, unless it turned into something that reading would block on."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _digest_stream(file: BinaryIO) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    while chunk := file.read(_READ_CHUNK):
-        digest.update(chunk)
-    return digest.digest()
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
+__all__ = [
+    "IMAGE_BATCH",
+    "MAX_TEXT_BYTES",
+    "TEXT_BATCH",
+    "Addition",
+    "Progress",
+    "add",
+    "add_tokens",
+    "check_same_model",
+    "update",
+]

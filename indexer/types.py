@@ -70,6 +70,34 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is: files done out of ``total``, ``skipped`` among them, and the one it is at."""
+
+    done: int
+    total: int
+    skipped: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokensReport:
+    """What one run that adds image tokens did, in pictures; ``seconds`` is wall time.
+
+    ``present`` had their tokens before. ``changed`` and ``missing`` files are left for the next update of the index,
+    ``from_memory`` cannot be read again, and ``skipped`` are the files that could not be read or that the model did not
+    take; all of these have no tokens.
+    """
+
+    added: int = 0
+    present: int = 0
+    changed: int = 0
+    missing: int = 0
+    from_memory: int = 0
+    seconds: float = 0.0
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateReport:
     """What one indexing run did, in files; ``seconds`` is wall time and ``items`` counts new vectors.
 

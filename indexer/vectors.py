@@ -1,21 +1,21 @@
 """Vectors on disk: append-only files of float32 unit rows, mapped into memory and searched exactly by FAISS.
 
-A file is nothing but its rows, ``(N, D)`` little-endian float32, one after the other. Which of them are alive is the
-catalogue's business: a row that nothing names was cut off by a crash or belongs to something removed, and holds zeros.
+A file is a ``RowFile`` of ``(N, D)`` little-endian float32.
 
 This is the only module that imports faiss.
 """
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from indexer.errors import IndexDamaged, ModelError, StorageError, UsageError
+from indexer.errors import ModelError, StorageError, UsageError
+from indexer.rowfile import RowFile
+from indexer.types import Modality
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 the length of a stored vector may be."""
@@ -50,12 +50,15 @@ def checksum(vector: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(vector, dtype="<f4").tobytes())
 
 
-class VectorFile:
-    """The vectors of one modality in one file.
+def vector_path(folder: Path, modality: Modality, generation: int) -> Path:
+    """Where the index in ``folder`` keeps the vectors of one modality."""
+    return folder / "vectors" / f"{modality}-{generation:05d}.f32"
 
-    ``rows`` is how many the catalogue knows of. Whatever lies beyond was written by a run that died before it could
-    say so; a writer cuts it off. A file that is shorter than ``rows`` has lost data: see ``missing``.
-    """
+
+class VectorFile(RowFile):
+    """The vectors of one modality in one file."""
+
+    noun = "vectors"
 
     def __init__(self, path: Path, dim: int, rows: int, *, write: bool = False) -> None:
         """Open ``path``; it need not exist while ``rows`` is 0.
@@ -63,97 +66,18 @@ class VectorFile:
         Raises:
             StorageError: the file cannot be opened, or with ``write`` cannot be cut to ``rows``.
         """
-        self.path = path
+        super().__init__(path, "<f4", dim, rows, write=write)
         self.dim = dim
-        self.rows = rows
-        self._map: np.ndarray | None = None
-        try:
-            size = path.stat().st_size if path.exists() else 0
-            if write:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-                if size > rows * self._row_bytes:
-                    os.truncate(path, rows * self._row_bytes)
-        except OSError as exc:
-            raise StorageError(f"cannot open {path}: {exc.strerror}") from exc
-        self.missing = max(0, rows - size // self._row_bytes)
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.dim * 4
 
     def add(self, vectors: np.ndarray) -> np.ndarray:
         """Append ``(B, D)`` unit rows, fsync, and return their row numbers ``(B,)``.
 
         Raises:
+            ModelError: a row is not a finite unit vector of this size; nothing was written.
+            IndexDamaged: the file has lost rows.
             StorageError: the disk is full or the file cannot be written; the file is as long as before.
         """
-        if self.missing:
-            raise IndexDamaged(f"{self.path} is {self.missing} vectors short; 'mmsearch verify' repairs the index")
-        vectors = check_vectors(vectors, self.dim, "the model")
-        start = self.rows
-        try:
-            with self.path.open("r+b") as file:
-                file.seek(start * self._row_bytes)
-                file.write(vectors.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as exc:
-            self._cut(start)
-            raise StorageError(f"cannot write {self.path}: {exc.strerror}") from exc
-        self.rows = start + len(vectors)
-        return np.arange(start, self.rows, dtype=np.int64)
-
-    def _cut(self, rows: int) -> None:
-        try:
-            os.truncate(self.path, rows * self._row_bytes)
-        except OSError:
-            return  # the next writer cuts it: what no row names is not data
-
-    def cut(self, rows: int) -> None:
-        """Forget every row from ``rows`` on: the transaction that appended them did not happen."""
-        self.rows = rows
-        self._map = None
-        self._cut(rows)
-
-    def remove(self, rows: np.ndarray) -> None:
-        """Overwrite these rows ``(R,)`` with zeros, and fsync.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
-        rows = rows[rows < self.rows - self.missing]
-        if not len(rows):
-            return
-        try:
-            with self.path.open("r+b") as file:
-                blank = bytes(self._row_bytes)
-                for row in rows.tolist():
-                    file.seek(row * self._row_bytes)
-                    file.write(blank)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as exc:
-            raise StorageError(f"cannot erase vectors in {self.path}: {exc.strerror}") from exc
-
-    def fetch(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors ``(R, D)`` of these rows ``(R,)``, as a copy."""
-        return np.array(self.matrix()[rows])
-
-    def matrix(self) -> np.ndarray:
-        """All rows, ``(N, D)``, read-only and mapped: nothing is read until it is used."""
-        present = self.rows - self.missing
-        if self._map is None or len(self._map) < present:
-            if present == 0:
-                return np.empty((0, self.dim), dtype="<f4")
-            try:
-                self._map = np.memmap(self.path, dtype="<f4", mode="r", shape=(present, self.dim))
-            except FileNotFoundError:
-                self.missing = self.rows
-                return np.empty((0, self.dim), dtype="<f4")
-            except (OSError, ValueError) as exc:
-                raise StorageError(f"cannot map {self.path}: {exc}") from exc
-        return self._map[:present]
+        return self.append(check_vectors(vectors, self.dim, "the model"))
 
     def search(
         self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None, dead: np.ndarray | None = None

@@ -12,6 +12,8 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from indexer.tokens import TokenFormat
+
 WORDS = ("red", "green", "blue")
 LINE = {"mean": 0.5, "std": 0.1, "slope": 2.0, "bias": -6.0}
 
@@ -43,6 +45,35 @@ class ColourEncoder:
 
     def count_tokens(self, text: str) -> int:
         return len(text.split()) + 2
+
+
+class PatchColourEncoder(ColourEncoder):
+    """The patches of a picture are the colours of its 16 tiles, the state of a word says which colour word it is."""
+
+    patches = (16, 3)
+    state_size = 3
+
+    def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tiles = batch.reshape(len(batch), 3, 4, 2, 4, 2).mean(axis=(3, 5))  # (B, 3, 4, 4)
+        return self.encode_prepared(batch), tiles.reshape(len(batch), 3, 16).transpose(0, 2, 1)
+
+    def encode_text_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        words = [text.lower().split() for text in texts]
+        states = [np.array([[word == colour for colour in WORDS] for word in some], np.float32) for some in words]
+        return self.encode_texts(texts), states
+
+
+class ColourCompressor:
+    """Two tokens of a picture, the mean colours of its upper and its lower half, each with a fourth number, 1."""
+
+    encoder = ColourEncoder.fingerprint
+
+    def __init__(self, fingerprint: str = "70e5") -> None:
+        self.format = TokenFormat("halves", fingerprint, 2, 4)
+
+    def compress(self, patches: np.ndarray) -> np.ndarray:
+        halves = patches.reshape(len(patches), 2, 8, 3).mean(axis=2)  # (B, 2, 3)
+        return np.concatenate([halves, np.ones((len(patches), 2, 1))], axis=2).astype(np.float32)
 
 
 def unit(colours: np.ndarray) -> np.ndarray:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,3 +49,20 @@ def library(tmp_path: Path) -> Iterator[mmsearch.Library]:
     """An empty library with the colour encoder."""
     with mmsearch.open(tmp_path / "index", model=ColourEncoder()) as library:
         yield library
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder in which permissions count: as root they would not, so the test goes on as nobody."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        subprocess.run(["chmod", "-R", "u+rwX", str(folder)], check=True)
+        shutil.rmtree(folder)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer.encoders import Encoder
+from indexer.encoders import Encoder, PatchEncoder, has_patches
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import CONFIG, HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.encoders.mini_text import erf, layer_norm, softmax
@@ -151,6 +151,10 @@ class TestMini:
     def test_empty_batches(self, mini: MiniEncoder):
         for rows in (mini.encode_texts([]), mini.encode_images([]), mini.encode_prepared(np.zeros((0, 3, 260, 260)))):
             assert rows.shape == (0, 896) and rows.dtype == np.float32
+        rows, patches = mini.encode_prepared_patches(np.zeros((0, 3, 260, 260), np.uint8))
+        assert (rows.shape, patches.shape) == ((0, 896), (0, 81, 352))
+        rows, states = mini.encode_text_states([])
+        assert (rows.shape, states) == ((0, 896), [])
 
     def test_what_is_beyond_max_tokens_is_not_seen(self, mini: MiniEncoder):
         long = "a dog " * 63  # 126 tokens and the two special ones
@@ -190,6 +194,47 @@ class TestMini:
         for a, b in zip(expected, got, strict=True):
             assert torch.allclose(a, b, atol=1e-3)
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in mini.image_tower()[1].modules())
+
+    def test_patches_are_the_map_before_the_last_convolution(self, pictures: list[Image.Image], mini: MiniEncoder):
+        """Against timm's modules one after the other, before anything was folded; patch 9 i + j is row i, column j."""
+        import timm
+        import torch
+        from safetensors.torch import load_file
+
+        assert isinstance(mini, PatchEncoder) and mini.patches == (81, 352)
+        net = timm.create_model("tf_efficientnet_lite2", pretrained=False).eval()
+        tensors = {name: tensor.float() for name, tensor in load_file(PACKAGED / IMAGE).items()}
+        net.load_state_dict({name: t for name, t in tensors.items() if name != "class_embeddings"}, strict=False)
+        prepared = np.stack([mini.prepare(picture) for picture in pictures])
+        with torch.inference_mode():
+            x = net.bn1(net.conv_stem((torch.from_numpy(prepared).float() - 127.5) / 127.5))
+            for stage in net.blocks:
+                for block in stage:
+                    x = block(x)
+        vectors, patches = mini.encode_prepared_patches(prepared)
+        assert patches.dtype == np.float32 and patches.shape == (5, 81, 352)
+        expected = x.numpy()  # (B, 352, 9, 9)
+        for i, j in ((0, 0), (0, 8), (4, 2), (8, 8)):
+            assert patches[:, 9 * i + j] == pytest.approx(expected[:, :, i, j], abs=2e-3)
+        assert not np.allclose(expected[:, :, 4, 2], expected[:, :, 2, 4], atol=0.1)  # a transposed map would be seen
+        assert vectors.tolist() == mini.encode_prepared(prepared).tolist()
+
+    def test_token_states_by_numpy_and_by_torch_are_those_of_the_text_tower(self, mini: MiniEncoder):
+        import torch
+
+        ids = mini.token_ids(TEXTS)
+        few, states = mini.encode_text_states(TEXTS)
+        assert mini.state_size == 384
+        assert few.tolist() == mini.encode_texts(TEXTS).tolist()
+        many, more = mini.encode_text_states(TEXTS * 7)  # 35 texts, of mixed lengths, go through torch
+        assert len(more) == 35 > NUMPY_TEXTS
+        assert many == pytest.approx(mini.encode_texts(TEXTS * 7), abs=1e-6)
+        for number, text in enumerate(ids):
+            with torch.inference_mode():
+                alone = mini.text_tower()[1].net(input_ids=torch.tensor([text])).last_hidden_state[0].numpy()
+            for found in (states[number], more[number], more[30 + number]):
+                assert found.dtype == np.float32 and found.shape == (len(text), 384)
+                assert found == pytest.approx(alone, abs=1e-3)
 
     def test_damaged_weights_are_named(self, tmp_path: Path, pictures: list[Image.Image]):
         folder = tmp_path / "run"
@@ -347,6 +392,85 @@ class TestOpenClip:
     def test_empty_batches(self, folder: Path):
         encoder = load_encoder(str(folder), "cpu")
         assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, encoder.dim)
+        assert has_patches(encoder)
+        rows, patches = encoder.encode_prepared_patches(np.zeros((0, 3, 224, 224), np.float32))
+        assert rows.shape == (0, encoder.dim) and patches.shape == (0, *encoder.patches)
+        rows, states = encoder.encode_text_states([])
+        assert (rows.shape, states) == ((0, encoder.dim), [])
+
+    def test_patches_are_those_before_pooling(self, folder: Path, pictures: list[Image.Image]):
+        """open_clip's own tower is asked for its tokens; timm's for its features, of which none is a class token."""
+        import open_clip
+        import torch
+
+        encoder = load_encoder(str(folder), "cpu")
+        assert has_patches(encoder)
+        visual = open_clip.create_model(f"local-dir:{folder}").eval().visual
+        prepared = np.stack([encoder.prepare(picture) for picture in pictures])
+        vectors, patches = encoder.encode_prepared_patches(prepared)
+        with torch.inference_mode():
+            if folder.name.startswith("clip"):
+                visual.output_tokens = True
+                expected = visual(torch.from_numpy(prepared))[1]
+                assert encoder.patches == (4, 64)
+            else:
+                expected = visual.trunk.forward_features(torch.from_numpy(prepared))[
+                    :, visual.trunk.num_prefix_tokens :
+                ]
+                assert encoder.patches == (196, 192)
+        assert patches.dtype == np.float32 and patches.shape == (5, *encoder.patches)
+        assert patches == pytest.approx(expected.numpy(), abs=1e-5)
+        assert vectors == pytest.approx(encoder.encode_prepared(prepared), abs=1e-6)
+
+    def test_token_states_are_those_before_pooling_without_padding(self, folder: Path):
+        import open_clip
+        import torch
+
+        encoder = load_encoder(str(folder), "cpu")
+        assert has_patches(encoder)
+        texts = ["a dog", "a red car", "", "dog " * 40]
+        clip = folder.name.startswith("clip")
+        model = open_clip.create_model(f"local-dir:{folder}").eval()
+        tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
+        with torch.inference_mode():
+            if clip:
+                x = model.token_embedding(tokens) + model.positional_embedding
+                expected = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+            else:
+                model.text.output_tokens = True
+                expected = model.text(tokens)[1]
+        vectors, states = encoder.encode_text_states(texts)
+        assert vectors == pytest.approx(encoder.encode_texts(texts), abs=1e-6)
+        assert encoder.state_size == (32 if clip else 64)
+        # CLIP's tokenizer adds a start and an end; the other, adding nothing, finds no token in an empty text.
+        assert [len(state) for state in states] == ([4, 5, 2, 16] if clip else [2, 3, 1, 12])
+        for found, plain in zip(states, expected.numpy(), strict=True):
+            assert found.dtype == np.float32
+            assert found == pytest.approx(plain[: len(found)], abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("vision", "patches"),
+        [
+            ({"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "avg", "timm_proj": "linear"}, (256, 192)),
+            ({"timm_model_name": "resnet18", "timm_pool": "avg", "timm_proj": "linear"}, None),
+            ({"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}, None),
+            (CLIP["vision_cfg"] | {"attentional_pool": True, "attn_pooler_heads": 2}, None),
+        ],
+        ids=["eva", "timm-convolutional", "convolutional", "attention-pool"],
+    )
+    def test_towers_with_and_without_patches(
+        self, vision: dict, patches: tuple[int, int] | None, tmp_path: Path, pictures: list[Image.Image]
+    ):
+        config = CLIP | {"vision_cfg": {"image_size": 224} | vision}
+        encoder = load_encoder(str(_random_model(tmp_path, config)), "cpu")
+        assert has_patches(encoder) == (patches is not None)
+        if has_patches(encoder):
+            assert encoder.patches == patches
+            prepared = encoder.prepare(pictures[0])[None]
+            vectors, found = encoder.encode_prepared_patches(prepared)
+            assert found.shape == (1, *encoder.patches)
+            assert vectors == pytest.approx(encoder.encode_prepared(prepared), abs=1e-6)
+        assert encoder.encode_images(pictures[:1]).shape == (1, 24)
 
 
 def _sample(word: str) -> Path:

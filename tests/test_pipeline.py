@@ -16,8 +16,9 @@ from colour_encoder import ColourEncoder, unit
 from PIL import Image
 
 import mmsearch
-from indexer import pipeline
+from indexer import pipeline, reading
 from indexer.errors import ModelError
+from indexer.reading import Read
 from indexer.types import Modality
 
 Paint = Callable[..., Path]
@@ -79,7 +80,7 @@ def test_nothing_changed_nothing_read(library: mmsearch.Library, photos: Path, m
         os.utime(path, (1_000_000_000, 1_000_000_000))
     library.index(photos)
     opened: list[str] = []
-    monkeypatch.setattr(pipeline, "_open_regular", opened.append)
+    monkeypatch.setattr(reading, "open_regular", opened.append)
     assert counts(library.index(photos)) == {"unchanged": 4}
     assert opened == []
 
@@ -236,7 +237,7 @@ def test_a_file_that_vanishes_while_reading(library: mmsearch.Library, photos: P
         os.utime(photos / name, (5, 5))
     original = pipeline._Run._read
 
-    def delete_and_read(run: pipeline._Run, found: pipeline.Found) -> pipeline._Read:
+    def delete_and_read(run: pipeline._Run, found: pipeline.Found) -> Read:
         Path(found.path).unlink()
         return original(run, found)
 
@@ -258,7 +259,7 @@ def test_a_file_that_keeps_changing_while_reading(library: mmsearch.Library, pho
                 file.write("a red line\n")
             time.sleep(0.001)
 
-    original = pipeline._digest_stream
+    original = reading.digest_stream
 
     def slow(file: io.BufferedReader) -> bytes:
         digest = original(file)
@@ -267,7 +268,7 @@ def test_a_file_that_keeps_changing_while_reading(library: mmsearch.Library, pho
 
     writer = threading.Thread(target=write)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_digest_stream", slow)
+        patch.setattr(reading, "digest_stream", slow)
         writer.start()
         try:
             report = library.index(log)

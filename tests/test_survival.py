@@ -11,11 +11,10 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -166,23 +165,6 @@ def test_a_disk_that_fills_up_is_said_and_what_was_committed_stays(tmp_path: Pat
         library.index(more)
         assert stored(library)["second/299.png"] == vector(colour(1299))
         assert len(stored(library)) == 400
-
-
-@pytest.fixture
-def nobody() -> Iterator[Path]:
-    """A folder in which permissions count: as root they would not, so the test goes on as nobody."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield folder
-    finally:
-        if root:
-            os.seteuid(0)
-        subprocess.run(["chmod", "-R", "u+rwX", str(folder)], check=True)
-        shutil.rmtree(folder)
 
 
 def test_an_unreadable_file_and_an_unreadable_folder(nobody: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,3 +44,26 @@ class Encoder(Protocol):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text``, special tokens counted."""
+
+
+@runtime_checkable
+class PatchEncoder(Encoder, Protocol):
+    """An encoder that also gives what its vectors were pooled from: the patches of a picture, the tokens of a text."""
+
+    patches: tuple[int, int]
+    """P, F: patches of a picture, row by row from the top left, and numbers of each."""
+    state_size: int
+    """F_t: numbers of each token state of a text."""
+
+    def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prepared pictures ``(B, C, H, W)`` to float32 unit rows ``(B, D)``, those of ``encode_prepared``, and to
+        patches ``(B, P, F)`` float32."""
+
+    def encode_text_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Texts to float32 unit rows ``(B, D)``, those of ``encode_texts``, and for each text its token states
+        ``(L, F_t)`` float32, special tokens included."""
+
+
+def has_patches(encoder: Encoder) -> TypeGuard[PatchEncoder]:
+    """Whether the towers of ``encoder`` are such that it gives patches and token states."""
+    return isinstance(encoder, PatchEncoder)

@@ -34,6 +34,9 @@ MAX_TOKENS = 128
 NUMPY_TEXTS = 32
 """Up to so many texts go through NumPy, more through torch. A sentence costs 10 ms in NumPy and 4 ms in a large batch
 of torch, but importing torch and loading its tower costs 5 s: a question must not pay that, indexing pays it once."""
+PATCHES = (81, 352)
+"""The image tower's last feature map is 9 by 9; its last convolution only widens it to what is pooled."""
+STATE_SIZE = 384
 IMAGE_BATCH = 32
 CPU_CHUNK = 4
 """Pictures that the image tower takes at once on a CPU: their activations fit its cache. Measured on 2 cores: 80
@@ -42,7 +45,7 @@ TEXT_BATCH = 128
 
 
 class MiniEncoder:
-    """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind the ``Encoder`` protocol.
+    """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind ``PatchEncoder``.
 
     A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
     quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of
@@ -71,6 +74,8 @@ class MiniEncoder:
         self.dim: int = config["dim"]
         self.image_size = IMAGE_SIZE
         self.max_tokens = MAX_TOKENS
+        self.patches = PATCHES
+        self.state_size = STATE_SIZE
         calibration = self._folder / CALIBRATION
         self.calibration: Mapping[str, Mapping[str, float]] | None = (
             _read_json(calibration) if calibration.is_file() else None
@@ -87,23 +92,39 @@ class MiniEncoder:
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
         """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, D)``."""
-        if not len(batch):
-            return np.zeros((0, self.dim), np.float32)
+        parts = [np.zeros((0, self.dim), np.float32)]
+        parts += [self._encode_chunk(pixels)[0].cpu().numpy() for pixels in self._chunks(batch)]
+        return unit_rows(np.concatenate(parts), "image")
+
+    def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, D)`` and patches
+        ``(B, 81, 352)``."""
+        parts, patches = [np.zeros((0, self.dim), np.float32)], [np.zeros((0, *PATCHES), np.float32)]
+        for pixels in self._chunks(batch):
+            rows, maps = self._encode_chunk(pixels)
+            parts.append(rows.cpu().numpy())
+            patches.append(maps.cpu().numpy())
+        return unit_rows(np.concatenate(parts), "image"), np.concatenate(patches)
+
+    def _encode_chunk(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors ``(B, D)``, not yet normalised, and patches ``(B, 81, 352)``, on the device."""
         import torch
 
         # With cuDNN's TF32 a picture's vector would depend on its neighbours in the batch.
         cuda = self._device.type == "cuda"
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
         with torch.inference_mode(), exact:
-            rows = []
-            for pixels in torch.from_numpy(np.ascontiguousarray(batch)).split(self._chunk):
-                features, words = self._image_tower(pixels.to(self._device))
-                rows.append(self._heads.image(features, words).cpu())
-        return unit_rows(torch.cat(rows).numpy(), "image")
+            features, words, patches = self._image_tower.with_patches(pixels.to(self._device))
+            return self._heads.image(features, words), patches
 
-    @property
-    def _chunk(self) -> int:
-        return CPU_CHUNK if self._device.type == "cpu" else IMAGE_BATCH
+    def _chunks(self, batch: np.ndarray) -> Sequence[torch.Tensor]:
+        """Prepared pictures, as many at a time as the image tower takes at once."""
+        if not len(batch):
+            return ()
+        import torch
+
+        size = CPU_CHUNK if self._device.type == "cpu" else IMAGE_BATCH
+        return torch.from_numpy(np.ascontiguousarray(batch)).split(size)
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures to float32 unit rows ``(B, D)``."""
@@ -119,6 +140,15 @@ class MiniEncoder:
             return np.zeros((0, self.dim), np.float32)
         ids = self.token_ids(texts)
         return self._encode_by_numpy(ids) if len(ids) <= NUMPY_TEXTS else self._encode_by_torch(ids)
+
+    def encode_text_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Texts to float32 unit rows ``(B, D)`` and, for each, the text tower's last layer ``(L, 384)``."""
+        states: list[np.ndarray] = []
+        if not texts:
+            return np.zeros((0, self.dim), np.float32), states
+        ids = self.token_ids(texts)
+        encode = self._encode_by_numpy if len(ids) <= NUMPY_TEXTS else self._encode_by_torch
+        return encode(ids, states), states
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text``, special tokens counted, also those beyond ``max_tokens``."""
@@ -142,25 +172,37 @@ class MiniEncoder:
         """A digest of the frozen part alone, by which training recognises features it has computed before."""
         return _digest(self._folder, (IMAGE, TEXT, TOKENIZER))
 
-    def _encode_by_numpy(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+    def _encode_by_numpy(self, ids: Sequence[Sequence[int]], states: list[np.ndarray] | None = None) -> np.ndarray:
+        """The vectors; the token states of each text are appended to ``states``."""
         from indexer.encoders.mini_text import text_rows
 
-        pooled = np.stack([self._numpy_bert.pooled(text) for text in ids])  # (B, 7, 384)
-        return unit_rows(text_rows(pooled, self._numpy_head), "text")
+        pooled = []
+        for text in ids:
+            means, last = self._numpy_bert.pooled_and_states(text)  # (7, 384), (L, 384)
+            pooled.append(means)
+            if states is not None:
+                states.append(last)
+        return unit_rows(text_rows(np.stack(pooled), self._numpy_head), "text")
 
-    def _encode_by_torch(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+    def _encode_by_torch(self, ids: Sequence[Sequence[int]], states: list[np.ndarray] | None = None) -> np.ndarray:
+        """As ``_encode_by_numpy``."""
         import torch
 
         from indexer.encoders.mini_torch import pad, text_features
 
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # neighbours of one length need little padding
         rows = np.empty((len(ids), self.dim), np.float32)
+        kept: dict[int, np.ndarray] = {}
         for start in range(0, len(order), TEXT_BATCH):
             chunk = order[start : start + TEXT_BATCH]
             numbers, mask = pad([ids[i] for i in chunk])
             with torch.inference_mode():
-                pooled = self._text_tower(numbers.to(self._device), mask.to(self._device))  # (B, 7, 384)
+                pooled, last = self._text_tower.with_states(numbers.to(self._device), mask.to(self._device))
                 rows[chunk] = self._heads.text(text_features(pooled), pooled[:, -1]).cpu().numpy()
+            if states is not None:
+                kept |= {i: row[: len(ids[i])] for i, row in zip(chunk, last.cpu().numpy(), strict=True)}
+        if states is not None:
+            states.extend(kept[i] for i in range(len(ids)))
         return unit_rows(rows, "text")
 
     @cached_property

@@ -48,7 +48,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 class NumpyBert:
-    """Token numbers to the mean of each layer's token features.
+    """Token numbers to the mean of each layer's token features, and to those of the last layer.
 
     ``packed`` are the tensors of ``text.safetensors``, under the names of ``transformers.BertModel`` and quantised. All
     are widened here, once, but the word embeddings: half of the weights, of which a question needs a dozen rows.
@@ -65,6 +65,10 @@ class NumpyBert:
     def pooled(self, ids: Sequence[int]) -> np.ndarray:
         """One text of L tokens, its special tokens included, to ``(1 + LAYERS, D)``: the mean over tokens of the
         embedding output and of each layer's output."""
+        return self.pooled_and_states(ids)[0]
+
+    def pooled_and_states(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What ``pooled`` gives, and the last layer's output ``(L, D)``."""
         rows = self._words[ids].astype(np.float32) * self._scale[ids]  # (L, D)
         x = rows + self._positions[: len(ids)] + self._segment
         x = layer_norm(x, *self._embedding_norm, EPSILON)
@@ -72,7 +76,7 @@ class NumpyBert:
         for layer in self._layers:
             x = layer(x)
             means.append(x.mean(axis=0))
-        return np.stack(means)
+        return np.stack(means), x
 
 
 class _Layer:

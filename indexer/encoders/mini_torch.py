@@ -39,10 +39,17 @@ class ImageTower(nn.Module):
         The class average is the mean of the class names' embeddings, weighted by the classifier's softmax: what the
         picture shows, said in the text tower's own language (ConSE, Norouzi et al. 2014).
         """
-        x = (pixels.float() - 127.5) / 127.5
-        average = self.net.forward_features(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+        average, words, _ = self.with_patches(pixels)
+        return average, words
+
+    def with_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``forward`` gives, and the map before the last, 1280 wide convolution as patches ``(B, P, 352)``, row by
+        row from the top left."""
+        x = ((pixels.float() - 127.5) / 127.5).contiguous(memory_format=torch.channels_last)
+        features, (patches,) = self.net.forward_intermediates(x, indices=1)  # (B, 1280, 9, 9), (B, 352, 9, 9)
+        average = features.mean(dim=(2, 3))
         probabilities = self.net.classifier(average).softmax(dim=1)  # (B, 1000)
-        return average, probabilities @ self.class_embeddings
+        return average, probabilities @ self.class_embeddings, patches.flatten(2).transpose(1, 2)
 
 
 class TextTower(nn.Module):
@@ -66,9 +73,13 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token numbers and 1 where a token is real, both ``(B, L)``, to the token means ``(B, 7, 384)`` of the
         embeddings and of each layer."""
+        return self.with_states(ids, mask)[0]
+
+    def with_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward`` gives, and the last layer's output ``(B, L, 384)``."""
         states = self.net(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
         weights = (mask / mask.sum(dim=1, keepdim=True)).unsqueeze(-1)  # (B, L, 1)
-        return torch.stack([(state * weights).sum(dim=1) for state in states], dim=1)
+        return torch.stack([(state * weights).sum(dim=1) for state in states], dim=1), states[-1]
 
 
 class ResidualHead(nn.Module):

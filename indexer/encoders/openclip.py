@@ -37,6 +37,10 @@ class OpenClipEncoder:
     a folder                        ``open_clip_config.json`` beside ``*.safetensors`` (or a pickle-free ``.bin``)
     ==============================  ==============================================================
 
+    With a vision transformer and open_clip's own text transformer it is a ``PatchEncoder`` too: the patches are the
+    last block's, without class token, through the tower's final norm and before pooling; the token states likewise,
+    without padding. Other towers have no ``patches``.
+
     Raises:
         UsageError: no such name; the message lists near ones.
         ModelError: the weights are neither here nor reachable, or do not fit.
@@ -57,6 +61,10 @@ class OpenClipEncoder:
         self.calibration: Mapping[str, Mapping[str, float]] | None = None
         """None: the scale of this model's cosines is not known in advance."""
         self.dim: int = self._encode_text_features(["a"]).shape[1]
+        patches, state_size = patch_shape(self._model.visual), text_state_size(self._model)
+        if patches is not None and state_size is not None:
+            self.patches: tuple[int, int] = patches
+            self.state_size: int = state_size
         self.fingerprint: str = digest(self._model, f"{target}|{self._preprocess}|{self.max_tokens}")
 
     def prepare(self, image: Image) -> np.ndarray:
@@ -73,6 +81,22 @@ class OpenClipEncoder:
             features = self._model.encode_image(torch.from_numpy(np.ascontiguousarray(batch)).to(self._device))
         return unit_rows(features.float().cpu().numpy(), "image")
 
+    def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prepared pictures ``(B, 3, H, W)`` to float32 unit rows ``(B, D)`` and patches ``(B, P, F)``."""
+        import torch
+
+        if not len(batch):
+            return np.zeros((0, self.dim), np.float32), np.zeros((0, *self.patches), np.float32)
+        with torch.inference_mode():
+            found = self._model.visual.forward_intermediates(
+                torch.from_numpy(np.ascontiguousarray(batch)).to(self._device),
+                indices=1,
+                normalize_intermediates=True,
+                output_fmt="NLC",
+            )
+        rows = unit_rows(found["image_features"].float().cpu().numpy(), "image")
+        return rows, found["image_intermediates"][0].float().cpu().numpy()
+
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures to float32 unit rows ``(B, D)``."""
         if not images:
@@ -85,6 +109,28 @@ class OpenClipEncoder:
             return np.zeros((0, self.dim), np.float32)
         parts = [self._encode_text_features(texts[i : i + TEXT_BATCH]) for i in range(0, len(texts), TEXT_BATCH)]
         return unit_rows(np.concatenate(parts), "text")
+
+    def encode_text_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Texts to float32 unit rows ``(B, D)`` and, for each, its token states ``(L, F_t)``.
+
+        A text in which the tokenizer finds nothing at all keeps the first of its padding.
+        """
+        import torch
+
+        rows, states = [np.zeros((0, self.dim), np.float32)], []
+        for start in range(0, len(texts), TEXT_BATCH):
+            chunk = texts[start : start + TEXT_BATCH]
+            with torch.inference_mode():
+                found = self._model.forward_intermediates(
+                    text=self._tokenizer(list(chunk)).to(self._device),
+                    text_indices=1,
+                    normalize=False,
+                    normalize_intermediates=True,
+                )
+            rows.append(unit_rows(found["text_features"].float().cpu().numpy(), "text"))
+            padded = found["text_intermediates"][0].float().cpu().numpy()  # (B, max_tokens, F_t)
+            states += [one[: max(1, self.count_tokens(text))] for one, text in zip(padded, chunk, strict=True)]
+        return np.concatenate(rows), states
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text`` by the model's tokenizer, special tokens counted."""
@@ -100,6 +146,36 @@ class OpenClipEncoder:
             tokens = self._tokenizer(list(texts)).to(self._device)  # (B, L)
             features: np.ndarray = self._model.encode_text(tokens).float().cpu().numpy()
         return features
+
+
+def patch_shape(visual: Any) -> tuple[int, int] | None:
+    """How many patches of a picture an image tower has and how many numbers each, None if it is no such tower.
+
+    An attention pool with queries of its own (CoCa) leaves no room for a final norm over patches.
+    """
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+    from timm.models import eva, vision_transformer
+
+    if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
+        rows, columns = visual.grid_size
+        return rows * columns, visual.conv1.out_channels
+    if isinstance(visual, TimmModel):
+        trunk = visual.trunk
+        computed = type(trunk).forward_features  # a subclass that computes otherwise may have other patches
+        if computed in (vision_transformer.VisionTransformer.forward_features, eva.Eva.forward_features):
+            return trunk.patch_embed.num_patches, trunk.embed_dim
+    return None
+
+
+def text_state_size(model: Any) -> int | None:
+    """How many numbers each token state of a model's text tower has, None if the tower is not open_clip's own."""
+    from open_clip.model import CLIP, CustomTextCLIP
+    from open_clip.transformer import TextTransformer
+
+    if isinstance(model, CustomTextCLIP) and isinstance(model.text, TextTransformer):
+        return int(model.text.width)
+    return int(model.token_embedding.embedding_dim) if isinstance(model, CLIP) else None
 
 
 def is_checkpoint_folder(folder: Path) -> bool:

@@ -1,0 +1,109 @@
+"""From prepared pictures and texts to what is stored of them: the model, and a reranker's compressor, on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from indexer.encoders import Encoder, PatchEncoder, has_patches
+from indexer.errors import MmsearchError, ModelError, ModelMismatch
+from indexer.index import Index
+from indexer.tokens import Compressor, pack_checked
+from indexer.writer import IndexWriter
+
+T = TypeVar("T")
+Embed = Callable[[list[np.ndarray]], list[tuple[np.ndarray, np.ndarray | None]]]
+"""Prepared pictures, each ``(C, H, W)``, to the vector ``(D,)`` of each and its packed tokens, if they are stored."""
+
+
+def check_same_model(index: Index, encoder: Encoder) -> None:
+    """Raise ModelMismatch unless ``encoder`` made the vectors of ``index``."""
+    made = index.manifest
+    if made.fingerprint == encoder.fingerprint:
+        return
+    if made.encoder != encoder.name:
+        difference, way_out = f"by {made.encoder}, not by {encoder.name}", f"or use --model {made.encoder}"
+    else:
+        difference, way_out = f"by {made.encoder} with other weights than the ones here", "and index into that"
+    raise ModelMismatch(
+        f"the index in {index.folder} was made {difference}, and vectors of two models cannot be compared; nothing was "
+        f"changed: name another folder with --index, {way_out}"
+    )
+
+
+def embedding(writer: IndexWriter, encoder: Encoder, compressor: Compressor | None) -> Embed:
+    """How pictures are embedded for this index: with tokens if it holds those of ``compressor`` or has no pictures.
+
+    Raises:
+        ModelMismatch: the index holds other tokens, or ``compressor`` reads patches of another encoder.
+    """
+    if compressor is None:
+        return _embed_plainly(encoder)
+    patch_encoder, held = check_reads_patches_of(encoder, compressor), writer.token_format
+    if held != compressor.format:
+        with writer.catalogue.read() as reader:
+            pictures = reader.counts()["items:image"]
+        if pictures:
+            if held is None:
+                return _embed_plainly(encoder)
+            raise ModelMismatch(
+                f"the index in {writer.folder} holds image tokens of other weights ({held.name}) than the ones here "
+                f"({compressor.format.name}); nothing was changed: 'mmsearch index --add-tokens' replaces them, "
+                "--no-tokens indexes new pictures without"
+            )
+        writer.adopt_tokens(compressor.format)
+    return _embed_with_tokens(patch_encoder, compressor)
+
+
+def check_reads_patches_of(encoder: Encoder, compressor: Compressor) -> PatchEncoder:
+    """Return ``encoder``, or raise ModelMismatch unless ``compressor`` reads its patches."""
+    if not has_patches(encoder) or compressor.encoder != encoder.fingerprint:
+        raise ModelMismatch(
+            f"{compressor.format.name} makes image tokens from the patches of another model than {encoder.name}; "
+            "nothing was changed: use the model that it was trained with, or --no-tokens"
+        )
+    return encoder
+
+
+def _embed_plainly(encoder: Encoder) -> Embed:
+    return lambda prepared: [(vector, None) for vector in encoder.encode_prepared(np.stack(prepared))]
+
+
+def _embed_with_tokens(encoder: PatchEncoder, compressor: Compressor) -> Embed:
+    def embed(prepared: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        vectors, patches = encoder.encode_prepared_patches(np.stack(prepared))
+        return list(zip(vectors, pack_checked(compressor, patches), strict=True))
+
+    return embed
+
+
+def encode_each(encode: Callable[[list[Any]], Iterable[T]], batch: list[Any]) -> list[T | str]:
+    """What ``encode`` makes of a batch, one result each; where the batch fails, each goes alone, with the reason in the
+    place of the ones that fail.
+
+    Raises:
+        ModelError: every one of several fails, so it is the model and not the pictures.
+    """
+    if not batch:
+        return []
+    try:
+        return list(encode(batch))
+    except MemoryError:
+        raise
+    except Exception as exc:
+        if not isinstance(exc, (ModelError, RuntimeError, ValueError)):
+            raise
+        first = exc
+    results: list[T | str] = []
+    for one in batch:
+        try:
+            results.extend(encode([one]))
+        except (ModelError, RuntimeError, ValueError) as exc:
+            results.append(f"the model cannot take it: {exc}")
+    if len(batch) > 1 and all(isinstance(result, str) for result in results):
+        if isinstance(first, MmsearchError):
+            raise first
+        raise ModelError(f"the model fails on every file: {first}") from first
+    return results

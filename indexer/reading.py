@@ -1,0 +1,145 @@
+"""Reading files ahead of the model: bytes, digest and decoded picture, in threads, whatever is wrong with a file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+
+from indexer.decode import decode_image
+from indexer.discover import Found
+from indexer.encoders import Encoder
+from indexer.errors import DecodeError
+from indexer.types import Modality
+
+IMAGE_BATCH = 32
+"""Pictures that the model is given at once; reading stays twice as many ahead."""
+MAX_IMAGE_BYTES = 300_000_000
+"""A picture file above this is not read: two of them decoding at once must fit beside the model."""
+
+_READ_CHUNK = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A file as a reading thread leaves it: exactly one of the last four is set, or none for a text."""
+
+    found: Found
+    digest: bytes = b""
+    taken: float | None = None
+    unwanted: bool = False
+    prepared: np.ndarray | None = None  # (C, H, W)
+    fault: str | None = None
+    vanished: bool = False
+
+
+def read_ahead(read: Callable[[T], Read], todo: Iterable[T]) -> Generator[Read, None, None]:
+    """``read`` of everything in ``todo``, in order, by threads that stay ahead of whoever takes the results.
+
+    Closing it stops the threads.
+    """
+    threads = min(4, os.cpu_count() or 1)
+    ahead = IMAGE_BATCH * 2 + threads
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="mmsearch-read")
+    try:
+        waiting: deque[Future[Read]] = deque()
+        for one in todo:
+            waiting.append(pool.submit(read, one))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_file(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int) -> Read:
+    """Read one file to the point where the model takes over; runs in a thread and raises nothing for a bad file.
+
+    Of a file whose content is not ``wanted``, by its digest, nothing is decoded.
+    """
+    try:
+        for _ in range(2):  # a file that changes under our eyes gets a second look
+            read = _read_once(found, encoder, wanted, max_text_bytes)
+            if read is not None:
+                return read
+            now = os.stat(found.path)
+            found = replace(found, size=now.st_size, mtime_ns=now.st_mtime_ns)
+        return Read(found, fault="it keeps changing while it is read; the next run tries again")
+    except DecodeError as exc:
+        return Read(found, fault=str(exc))
+    except FileNotFoundError:
+        return Read(found, vanished=True)
+    except OSError as exc:
+        return Read(found, fault=f"cannot be read: {exc.strerror or exc}")
+    except MemoryError:
+        return Read(found, fault="does not fit into memory")
+    except Exception as exc:  # whatever a decoder does with a hostile file, the other files are not its business
+        return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
+
+
+def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int) -> Read | None:
+    """None if the file changed meanwhile."""
+    with open_regular(found.path) as file:
+        before = os.fstat(file.fileno())
+        found = replace(found, size=before.st_size, mtime_ns=before.st_mtime_ns)
+        _check_size(found, max_text_bytes)
+        if found.modality is Modality.IMAGE:
+            data = file.read()
+            digest = hashlib.blake2b(data, digest_size=16).digest()
+        else:
+            data = b""
+            digest = digest_stream(file)
+        after = os.fstat(file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            return None
+    if not wanted(digest):
+        return Read(found, digest, unwanted=True)
+    if found.modality is not Modality.IMAGE:
+        return Read(found, digest)
+    decoded = decode_image(data, size=encoder.image_size)
+    return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image))
+
+
+def _check_size(found: Found, max_text_bytes: int) -> None:
+    if found.size == 0:
+        raise DecodeError("the file is empty")
+    if found.modality is Modality.IMAGE:
+        if found.size > MAX_IMAGE_BYTES:
+            raise DecodeError(f"is {_megabytes(found.size)}; pictures above {_megabytes(MAX_IMAGE_BYTES)} are not read")
+    elif found.size > max_text_bytes:
+        raise DecodeError(
+            f"is {_megabytes(found.size)} of text, above the limit of {_megabytes(max_text_bytes)}; "
+            "--max-text-mb raises it"
+        )
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a file for reading, unless it turned into something that reading would block on."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def digest_stream(file: BinaryIO) -> bytes:
+    """The digest of everything that is left of ``file``, as the catalogue keeps it of every file."""
+    digest = hashlib.blake2b(digest_size=16)
+    while chunk := file.read(_READ_CHUNK):
+        digest.update(chunk)
+    return digest.digest()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,74 @@
+"""What goes into the catalogue and comes out of it, in plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from indexer.tokens import TokenFormat
+from indexer.types import Modality, Span
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The counters of an index at one moment.
+
+    ``version`` grows by one with every transaction; ``generation`` names the current vector files; ``rows`` counts the
+    rows of each; ``tokens`` says whose image tokens are kept beside the vectors of pictures, if any are.
+    """
+
+    version: int
+    generation: int
+    rows: dict[Modality, int]
+    tokens: TokenFormat | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the catalogue knows of a path without looking at the file: enough to tell whether it changed."""
+
+    asset_id: int | None
+    """None for a file that was skipped."""
+    size: int
+    mtime_ns: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRow:
+    """One item as the vector files see it."""
+
+    id: int
+    asset_id: int
+    modality: Modality
+    row: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An item that is to be written: its place in the asset and the row that already holds its vector.
+
+    ``token_crc`` is the checksum of the tokens in the same row; None if it has none.
+    """
+
+    ordinal: int
+    modality: Modality
+    row: int
+    crc: int
+    span: Span | None
+    text: str | None
+    token_crc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which items may answer. ``under`` is an absolute folder or file; times are seconds since 1970."""
+
+    under: tuple[str, ...] = ()
+    after: float | None = None
+    before: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every item passes."""
+        return not self.under and self.after is None and self.before is None
