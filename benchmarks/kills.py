@@ -24,7 +24,7 @@ QUESTIONS = ("a dog runs through the snow", "two people on a bench", "a red car"
 def answers(index: Path) -> list[list[tuple[str, float]]]:
     """Names and scores of the best ten for each question."""
     with mmsearch.open(index) as library:
-        lists = [library.query(question) for question in QUESTIONS]
+        lists = [library.query(question, k=10) for question in QUESTIONS]
     return [[(hit.path.name if hit.path else "", round(hit.score, 4)) for hit in hits] for hits in lists]
 
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     )
     from indexer.index import VerifyReport
     from indexer.pipeline import Addition, Progress
-    from indexer.types import Asset, Item, Modality, Skipped, Span, UpdateReport
+    from indexer.types import Asset, Item, Modality, Skipped, Span, TokensReport, UpdateReport
     from mmsearch.library import Library, Status, open
     from mmsearch.query import Query, parse_query
-    from mmsearch.search import Hit, Searcher
+    from mmsearch.rerank import Reranker
+    from mmsearch.search import Hit, Hits, Searcher
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _HOME = {
     "Asset": "indexer.types",
     "DecodeError": "indexer.errors",
     "Hit": "mmsearch.search",
+    "Hits": "mmsearch.search",
     "IndexBusy": "indexer.errors",
     "IndexDamaged": "indexer.errors",
     "Item": "indexer.types",
@@ -52,11 +54,13 @@ _HOME = {
     "NoIndex": "indexer.errors",
     "Progress": "indexer.pipeline",
     "Query": "mmsearch.query",
+    "Reranker": "mmsearch.rerank",
     "Searcher": "mmsearch.search",
     "Skipped": "indexer.types",
     "Span": "indexer.types",
     "Status": "mmsearch.library",
     "StorageError": "indexer.errors",
+    "TokensReport": "indexer.types",
     "UpdateReport": "indexer.types",
     "UsageError": "indexer.errors",
     "VerifyReport": "indexer.index",
@@ -69,6 +73,7 @@ __all__ = [
     "Asset",
     "DecodeError",
     "Hit",
+    "Hits",
     "IndexBusy",
     "IndexDamaged",
     "Item",
@@ -80,11 +85,13 @@ __all__ = [
     "NoIndex",
     "Progress",
     "Query",
+    "Reranker",
     "Searcher",
     "Skipped",
     "Span",
     "Status",
     "StorageError",
+    "TokensReport",
     "UpdateReport",
     "UsageError",
     "VerifyReport",

@@ -44,6 +44,24 @@ class Line:
         return self.bias - self.slope * self.mean / self.std
 
 
+@dataclass(frozen=True, slots=True)
+class FusedLine:
+    """Log-odds of a match from both stages, for one pair of modalities: a logistic regression on what each says.
+
+    They are at the same prior as those of ``Line``, so that what was reranked and what was not stand in one list.
+    """
+
+    dual: float
+    """Weight of the log-odds by the cosine."""
+    fusion: float
+    """Weight of the reranker's logit."""
+    bias: float
+
+    def log_odds(self, dual: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Log-odds ``(K,)`` of the first stage and logits ``(K,)`` of the second to log-odds ``(K,)``."""
+        return self.dual * dual + self.fusion * logits + self.bias
+
+
 Calibration = Mapping[tuple[Modality, Modality], Line]
 """A line for each (modality of the question, modality of the item)."""
 
@@ -58,6 +76,20 @@ def read(values: Mapping[str, Mapping[str, float]]) -> dict[tuple[Modality, Moda
     for pair, numbers in values.items():
         asked, _, answered = pair.partition("->")
         lines[Modality(asked), Modality(answered)] = Line(**{k: float(numbers[k]) for k in Line.__slots__})
+    return lines
+
+
+def read_fused(values: Mapping[str, Mapping[str, float]]) -> dict[tuple[Modality, Modality], FusedLine]:
+    """From the form in which a reranker carries it: ``{"text->image": {"dual": …, "fusion": …, "bias": …}}``.
+
+    Raises:
+        ValueError: an unknown pair.
+        KeyError: a missing number.
+    """
+    lines: dict[tuple[Modality, Modality], FusedLine] = {}
+    for pair, numbers in values.items():
+        asked, _, answered = pair.partition("->")
+        lines[Modality(asked), Modality(answered)] = FusedLine(**{k: float(numbers[k]) for k in FusedLine.__slots__})
     return lines
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from indexer.errors import MmsearchError, UsageError
+from indexer.errors import MmsearchError, NoIndex, UsageError
+from indexer.types import TokensReport, UpdateReport
 from mmsearch.datasets.command import app as data_app
 from mmsearch.evaluation.command import app as eval_app
 from mmsearch.training.command import app as train_app
@@ -43,15 +44,31 @@ ModelOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(metavar="DEVICE", help="cuda, cuda:1, mps or cpu; else the best there is.")
 ]
+RerankerOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="A reranker in this folder; else the one that was trained for the model."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
 @app.command()
 def index(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Folders and files to index.")],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH", help="Folders and files to index.", show_default=False)
+    ] = None,
     index: IndexOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
+    reranker: RerankerOption = None,
+    no_tokens: Annotated[
+        bool, typer.Option("--no-tokens", help="Store no image tokens of new pictures; they are not reranked.")
+    ] = False,
+    add_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--add-tokens", help="Make the image tokens that pictures of the index lack; PATH may be left out."
+        ),
+    ] = False,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave out, as in .gitignore; repeatable.")
     ] = None,
@@ -65,26 +82,44 @@ def index(
 
     Example: mmsearch index ~/Pictures ~/notes --exclude '*.png'
     """
-    from mmsearch.present import report_lines
+    from mmsearch.present import report_lines, tokens_lines
     from mmsearch.progress import ProgressLine
 
+    if no_tokens and add_tokens:
+        raise UsageError("--no-tokens and --add-tokens exclude each other")
+    tokens, report = None, None
     try:
-        with _open(index, model, device) as library, ProgressLine() as progress:
-            report = library.index(
-                *paths, exclude=exclude or (), max_text_bytes=int(max_text_mb * 1e6), progress=progress
-            )
+        with _open(index, model, device, reranker) as library:
+            if add_tokens:
+                try:
+                    with ProgressLine() as progress:
+                        tokens = library.add_tokens(progress)
+                except NoIndex:
+                    if not paths:
+                        raise  # else a new index has tokens from its first picture on
+            if paths or not add_tokens:
+                with ProgressLine() as progress:
+                    report = library.index(
+                        *paths or (),
+                        exclude=exclude or (),
+                        max_text_bytes=int(max_text_mb * 1e6),
+                        tokens=not no_tokens,
+                        progress=progress,
+                    )
     except KeyboardInterrupt:
         _say("stopped; what was committed is in the index, and the same command carries on from there")
         raise typer.Exit(1) from None
-    *skipped, summary = report_lines(report)
-    for line in skipped:
-        _say(line)
+    lines = [tokens_lines(tokens)] if tokens else []
+    lines += [report_lines(report)] if report else []
+    for *skipped, _ in lines:
+        for line in skipped:
+            _say(line)
     if json_:
-        values = {name: getattr(report, name) for name in report.__slots__}
-        values["skipped"] = [{"path": s.path, "reason": s.reason} for s in report.skipped]
-        print(json.dumps(values, indent=2))
+        values = _report_values(report) if report else {}
+        print(json.dumps(values | ({"tokens": _report_values(tokens)} if tokens else {}), indent=2))
     else:
-        print(summary)
+        for *_, summary in lines:
+            print(summary)
 
 
 @app.command()
@@ -94,7 +129,12 @@ def query(
     without: Annotated[
         list[str] | None, typer.Option("--not", metavar="WORDS", help="What must not be in it; repeatable.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "-k", min=1, help="So many answers, however unlikely; else up to 10 that match.", show_default=False
+        ),
+    ] = None,
     kind: Annotated[list[str] | None, typer.Option(metavar="image|text", help="Only this kind; repeatable.")] = None,
     under: Annotated[
         list[Path] | None, typer.Option(metavar="FOLDER", help="Only below this folder; repeatable.")
@@ -103,7 +143,16 @@ def query(
         str | None, typer.Option(metavar="DATE", help="Taken on or after 2021, 2021-05 or 2021-05-17.")
     ] = None,
     before: Annotated[str | None, typer.Option(metavar="DATE", help="Taken before that date.")] = None,
-    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out what scores below.")] = None,
+    min_prob: Annotated[
+        float | None, typer.Option(min=0, max=1, metavar="P", help="Leave out what is less likely to match.")
+    ] = None,
+    no_rerank: Annotated[
+        bool, typer.Option("--no-rerank", help="Leave the order of the first stage as it is.")
+    ] = False,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rerank so many of the first answers; else what pays.")
+    ] = None,
+    reranker: RerankerOption = None,
     json_: JsonOption = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths only, one a line.")] = False,
     null: Annotated[bool, typer.Option("-0", help="With --paths: end each with a NUL, for xargs -0.")] = False,
@@ -114,6 +163,9 @@ def query(
 ) -> None:
     """Find pictures and texts by words, by a picture, or by both.
 
+    The list ends where answers are less likely to match than one in ten, unless -k or --min-prob says otherwise. The
+    first number of a line is that probability.
+
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one short question: threads would only wait for each other
@@ -123,7 +175,7 @@ def query(
         raise UsageError("-0 goes with --paths")
     if json_ and paths:
         raise UsageError("--json and --paths exclude each other")
-    with _open(index, model, device) as library:
+    with _open(index, model, device, reranker) as library:
         hits = library.query(
             text,
             image=image,
@@ -133,7 +185,9 @@ def query(
             under=under or (),
             after=after,
             before=before,
-            min_score=min_score,
+            min_prob=min_prob,
+            rerank=not no_rerank,
+            candidates=candidates,
         )
     if json_:
         print(present.hits_json(hits))
@@ -141,9 +195,13 @@ def query(
         sys.stdout.buffer.write(present.hits_paths(hits, end=b"\0" if null else b"\n"))
     elif hits:
         print(present.hits_table(hits, width=shutil.get_terminal_size((120, 24)).columns))
-    if not hits:
+    if hits.not_reranked:
+        _say(f"not reranked: {hits.not_reranked}")
+    if hits.nothing_else_matches:
+        _say("nothing else matches" if hits else "nothing matches")
+    elif not hits:
         _say("nothing found")
-    elif open_:
+    if hits and open_:
         if hits[0].path is None:
             raise UsageError(f"the best answer, {hits[0].key!r}, was added from memory and has no file to open")
         typer.launch(str(hits[0].path))
@@ -212,10 +270,16 @@ def compact(index: IndexOption = None) -> None:
     print(f"{max(saved, 0) / 1e6:,.1f} MB given back")
 
 
-def _open(index: Path | None, model: str | None = None, device: str | None = None) -> Any:
+def _open(index: Path | None, model: str | None = None, device: str | None = None, reranker: Path | None = None) -> Any:
     import mmsearch
 
-    return mmsearch.open(index, model=model, device=device)
+    return mmsearch.open(index, model=model, device=device, reranker=reranker)
+
+
+def _report_values(report: UpdateReport | TokensReport) -> dict[str, Any]:
+    values = {name: getattr(report, name) for name in report.__slots__}
+    values["skipped"] = [{"path": s.path, "reason": s.reason} for s in report.skipped]
+    return values
 
 
 def _say(line: str) -> None:

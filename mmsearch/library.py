@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,21 @@ from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
 from indexer.errors import ModelMismatch, NoIndex, UsageError
 from indexer.index import Index, Remove, VerifyReport
-from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, check_same_model, update
-from indexer.types import Modality, Skipped, UpdateReport
+from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, add_tokens, check_same_model, update
+from indexer.tokens import Compressor
+from indexer.types import Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
-from mmsearch.query import parse_query
-from mmsearch.search import Hit, Searcher
+from mmsearch.query import MATCH, parse_query
+from mmsearch.rerank import Reranker
+from mmsearch.rerank.load import check_reads, load_reranker
+from mmsearch.search import Hits, Searcher
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 DEFAULT_MODEL = "mini"
+ANSWERS = 10
+"""Answers to a question that does not say how many, if so many match."""
 
 _CALIBRATION_SAMPLE = 512
 """Items of each kind on which the background of a model without a calibration is measured."""
@@ -68,6 +74,7 @@ def open(  # named as callers say it: mmsearch.open
     *,
     model: str | Encoder | None = None,
     device: str | None = None,
+    reranker: str | os.PathLike[str] | Reranker | None = None,
 ) -> Library:
     """Open the library whose index is, or will be, in the folder ``path``.
 
@@ -76,19 +83,27 @@ def open(  # named as callers say it: mmsearch.open
         model: ``mini``, an open_clip name, a checkpoint folder or an ``Encoder``. By default the model that made the
             index, and ``mini`` for a new one.
         device: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by default the best there is.
+        reranker: the folder of a reranker, or a ``Reranker``. By default the one that was trained for the model, if
+            there is one; it is loaded when it is first needed.
 
     Raises:
         ModelMismatch: the index was made by another model.
         UsageError, ModelError: there is no such model, or it cannot be loaded.
         StorageError: the index cannot be read.
     """
-    return Library(Path(path) if path is not None else default_folder(), model, device)
+    return Library(Path(path) if path is not None else default_folder(), model, device, reranker)
 
 
 class Library:
     """An index and the model it was made with. May be used from several threads; ``with`` closes it."""
 
-    def __init__(self, folder: Path, model: str | Encoder | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: str | Encoder | None = None,
+        device: str | None = None,
+        reranker: str | os.PathLike[str] | Reranker | None = None,
+    ) -> None:
         """Use ``mmsearch.open``."""
         self.folder = Path(os.path.abspath(folder))
         self._index: Index | None = Index.open(self.folder) if Index.exists(self.folder) else None
@@ -102,6 +117,7 @@ class Library:
             model = load_encoder(model, device)
         self._encoder = model
         self._device = device
+        self._asked_reranker = reranker
         self._searcher: Searcher | None = None
         self._searcher_rows = 0
         self._lock = threading.Lock()
@@ -117,6 +133,21 @@ class Library:
             made_by = self._index.manifest.encoder if self._index else DEFAULT_MODEL
             self._encoder = load_encoder(made_by, self._device)
         return self._encoder
+
+    @cached_property
+    def reranker(self) -> Reranker | None:
+        """What looks again at the first answers; None if there is no reranker for this model.
+
+        Raises:
+            UsageError: there is no reranker in the folder that was named.
+            ModelMismatch: it was trained for another model.
+            ModelError: it, or the model, cannot be loaded.
+        """
+        asked = self._asked_reranker
+        if asked is None or isinstance(asked, (str, os.PathLike)):
+            return load_reranker(asked, self.encoder)
+        check_reads(asked, self.encoder)
+        return asked
 
     def close(self) -> None:
         """Let go of the files."""
@@ -134,14 +165,20 @@ class Library:
         *paths: str | os.PathLike[str],
         exclude: Sequence[str] = (),
         max_text_bytes: int = MAX_TEXT_BYTES,
+        tokens: bool = True,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> UpdateReport:
         """Bring the index to what the folders and files ``paths`` hold now; see ``indexer.pipeline.update``.
 
         The index is made if there is none. Unchanged files cost one ``stat``, files that are gone are purged, and a
-        file that cannot be read is a line in the report.
+        file that cannot be read is a line in the report. Where the model has a reranker, pictures get the image tokens
+        that it reads; in an index that has pictures and no tokens, ``add_tokens`` begins with that.
+
+        Args:
+            tokens: False leaves new pictures without image tokens; they are not reranked.
 
         Raises:
+            ModelMismatch: the index holds the tokens of another reranker.
             UsageError: no path, or one that does not exist.
             IndexBusy: another process is indexing.
             StorageError: the index cannot be written; it holds what was committed.
@@ -153,17 +190,47 @@ class Library:
                 raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
         roots = [os.fspath(path) for path in paths]
         return update(
-            self._make_index(), self.encoder, roots, exclude=exclude, max_text_bytes=max_text_bytes, progress=progress
+            self._make_index(),
+            self.encoder,
+            roots,
+            exclude=exclude,
+            max_text_bytes=max_text_bytes,
+            compressor=self._compressor() if tokens else None,
+            progress=progress,
         )
 
-    def add(self, items: Sequence[Addition]) -> None:
-        """Make images and texts from memory searchable under the caller's own keys; a key that is there is replaced.
+    def add_tokens(self, progress: Callable[[Progress], None] = lambda _: None) -> TokensReport:
+        """Give every picture in the index the image tokens that the reranker reads; see ``indexer.add_tokens``.
+
+        Files are read again; vectors stay as they are. Tokens of another reranker are replaced.
 
         Raises:
+            NoIndex: nothing was indexed yet.
+            UsageError: there is no reranker for this model, or one that reads no tokens.
+            IndexBusy: another process is indexing.
+            StorageError: the index cannot be written; it holds what was committed.
+        """
+        index = self._need_index()
+        compressor = self._compressor()
+        if compressor is None:
+            raise UsageError(
+                f"there is no reranker for {self.encoder.name} that reads image tokens, so there are none to make; "
+                "name the folder of one with --reranker"
+            )
+        return add_tokens(index, self.encoder, compressor, progress)
+
+    def add(self, items: Sequence[Addition], *, tokens: bool = True) -> None:
+        """Make images and texts from memory searchable under the caller's own keys; a key that is there is replaced.
+
+        Args:
+            tokens: as in ``index``.
+
+        Raises:
+            ModelMismatch: the index holds the tokens of another reranker.
             UsageError: an item has no key, or not exactly one of image and text.
             IndexBusy, StorageError: the index cannot be written.
         """
-        add(self._make_index(), self.encoder, items)
+        add(self._make_index(), self.encoder, items, compressor=self._compressor() if tokens else None)
 
     def query(
         self,
@@ -171,14 +238,18 @@ class Library:
         *,
         image: Image | str | os.PathLike[str] | None = None,
         without: str | Sequence[str] = (),
-        k: int = 10,
+        k: int | None = None,
         kind: str | Sequence[str] | None = None,
         under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         after: str | datetime | None = None,
         before: str | datetime | None = None,
-        min_score: float | None = None,
-    ) -> list[Hit]:
-        """The ``k`` items that fit best, best first; the same question gives the same list.
+        min_prob: float | None = None,
+        rerank: bool = True,
+        candidates: int | None = None,
+    ) -> Hits:
+        """The items that fit best, best first; the same question gives the same list.
+
+        ``Hits`` is a list that also says whether nothing else matches, and what could not be reranked.
 
         =====================================  ===========================================================
         ``query("a cat on a sofa")``           pictures and texts that fit the words
@@ -190,14 +261,19 @@ class Library:
 
         Args:
             image: a PIL image or the path of one.
+            k: how many, however unlikely the last of them are. By default up to 10, as many as match: the list ends at
+                the first whose probability is below 0.1 (``mmsearch.query.MATCH``), and may be empty.
             after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
                 counts, else that of the file.
-            min_score: leave out what scores below, between 0 and 1.
+            min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.
+            rerank: whether the reranker, if there is one, looks again at the first answers.
+            candidates: how many of the first answers of each kind it looks at; by default what its model says.
 
         Raises:
             UsageError: the question makes no sense; the message says why.
             NoIndex: nothing was indexed yet.
             DecodeError: the picture of the question cannot be read.
+            ModelError: the model or the reranker fails.
         """
         query = parse_query(
             text,
@@ -207,9 +283,11 @@ class Library:
             under=under,
             after=after,
             before=before,
-            min_score=min_score,
+            min_prob=MATCH if k is None and min_prob is None else min_prob,
+            rerank=rerank,
+            candidates=candidates,
         )
-        return self.searcher().search(query, k)
+        return self.searcher().search(query, ANSWERS if k is None else k)
 
     def remove(self, *paths: str | os.PathLike[str], keys: Sequence[str] = ()) -> int:
         """Take files, everything below folders, and added ``keys`` out of the index; return how many files there were.
@@ -277,20 +355,23 @@ class Library:
             NoIndex: nothing was indexed yet.
             ModelMismatch: the index was made by other weights of this model.
         """
-        index = self._need_index()
+        index, encoder = self._need_index(), self.encoder
         with self._lock:
-            if self.encoder.calibration is not None:
+            if encoder.calibration is not None:
                 if self._searcher is None:
-                    check_same_model(index, self.encoder)
-                    self._searcher = Searcher(index, self.encoder, calibration.read(self.encoder.calibration))
+                    check_same_model(index, encoder)
+                    self._searcher = Searcher(index, encoder, calibration.read(encoder.calibration), self.reranker)
                 return self._searcher
             with index.snapshot() as snapshot:
                 rows = sum(snapshot.state.rows.values())
             if self._searcher is None or rows > _CALIBRATION_GROWTH * self._searcher_rows:
-                check_same_model(index, self.encoder)
-                self._searcher = Searcher(index, self.encoder, _background(index, self.encoder))
+                check_same_model(index, encoder)
+                self._searcher = Searcher(index, encoder, _background(index, encoder), self.reranker)
                 self._searcher_rows = rows
             return self._searcher
+
+    def _compressor(self) -> Compressor | None:
+        return None if self.reranker is None else self.reranker.compressor
 
     def _need_index(self) -> Index:
         if self._index is None:

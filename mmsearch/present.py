@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Sequence
 
-from indexer.types import UpdateReport
+from indexer.types import TokensReport, UpdateReport
 from mmsearch.library import Status
-from mmsearch.search import Hit
+from mmsearch.search import Hit, Hits
 
 _SKIPPED_SHOWN = 20
 
@@ -27,9 +27,12 @@ def hits_table(hits: Sequence[Hit], *, width: int) -> str:
     return "\n".join(lines)
 
 
-def hits_json(hits: Sequence[Hit]) -> str:
-    """One JSON array. Bytes of a path that are not UTF-8 come as lone surrogates, as ``os.fsdecode`` gives them."""
-    return json.dumps([hit.as_dict() for hit in hits], indent=2)
+def hits_json(hits: Hits) -> str:
+    """One JSON object: ``hits``, whether ``nothing_else_matches``, and what was ``not_reranked`` and why, or null.
+
+    Bytes of a path that are not UTF-8 come as lone surrogates, as ``os.fsdecode`` gives them.
+    """
+    return json.dumps(hits.as_dict(), indent=2)
 
 
 def hits_paths(hits: Sequence[Hit], *, end: bytes) -> bytes:
@@ -70,6 +73,25 @@ def report_lines(report: UpdateReport) -> list[str]:
     rate = f", {report.items / report.seconds:,.1f} items/s" if report.items and report.seconds else ""
     lines.append(f"{', '.join(parts) or 'nothing there to index'} in {duration(report.seconds)}{rate}")
     return lines
+
+
+def tokens_lines(report: TokensReport) -> list[str]:
+    """What a run that adds image tokens did: the skipped files with their reasons, then one line that counts."""
+    lines = [f"skipped {display_path(s.path)}: {s.reason}" for s in report.skipped]
+    parts = [
+        f"{count:,} {word}"
+        for count, word in (
+            (report.present, "had theirs"),
+            (report.changed, "changed since they were indexed"),
+            (report.missing, "missing"),
+            (report.from_memory, "added from memory and not here to be read again"),
+            (len(report.skipped), "skipped"),
+        )
+        if count
+    ]
+    rate = f", {report.added / report.seconds:,.1f} pictures/s" if report.added and report.seconds else ""
+    count = f"{report.added:,} pictures got image tokens in {duration(report.seconds)}{rate}"
+    return [*lines, "; ".join([count, ", ".join(parts)]) if parts else count]
 
 
 def status_lines(status: Status) -> list[str]:

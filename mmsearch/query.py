@@ -16,6 +16,10 @@ from indexer.types import Modality
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MATCH = 0.1
+"""The probability below which a list ends when nobody says how long it is to be. At one in ten an answer is still worth
+a look; what is less likely would fill every list up with what does not match."""
+
 _PARTIAL_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
 
@@ -32,7 +36,12 @@ class Query:
     kinds: tuple[Modality, ...] = ()
     """Only these; any if empty."""
     where: Filter = field(default_factory=Filter)
-    min_score: float | None = None
+    min_prob: float | None = None
+    """Nothing that is less likely to match; whatever there is if None."""
+    rerank: bool = True
+    """Whether a reranker, if there is one, looks again at the first answers."""
+    candidates: int | None = None
+    """How many of the first answers of each kind it looks at; as many as its model says if None."""
 
 
 def parse_query(
@@ -44,7 +53,9 @@ def parse_query(
     under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     after: str | datetime | None = None,
     before: str | datetime | None = None,
-    min_score: float | None = None,
+    min_prob: float | None = None,
+    rerank: bool = True,
+    candidates: int | None = None,
 ) -> Query:
     """Check what was asked and put it into one form.
 
@@ -58,8 +69,10 @@ def parse_query(
     text = text.strip() if text is not None else None
     if not text and image is None:
         raise UsageError("nothing to search for: give words, a picture (--image FILE) or both")
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise UsageError(f"a score lies between 0 and 1; the smallest asked for is {min_score}")
+    if min_prob is not None and not 0 <= min_prob <= 1:
+        raise UsageError(f"a probability lies between 0 and 1; the smallest asked for is {min_prob}")
+    if candidates is not None and candidates < 1:
+        raise UsageError(f"candidates is {candidates}; rerank at least 1 answer, or switch reranking off")
     kinds = [kind] if isinstance(kind, str) else list(kind or ())
     folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
     where = Filter(
@@ -68,7 +81,7 @@ def parse_query(
         None if before is None else parse_time(before),
     )
     without = tuple(words.strip() for words in without if words.strip())
-    return Query(text or None, image, without, tuple(_modality(k) for k in kinds), where, min_score)
+    return Query(text or None, image, without, tuple(_modality(k) for k in kinds), where, min_prob, rerank, candidates)
 
 
 def parse_time(when: str | datetime) -> float:

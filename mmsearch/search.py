@@ -1,9 +1,9 @@
-"""From a question to hits: embed, search each kind, bring the scores onto one scale, merge."""
+"""From a question to hits: embed, search each kind, look again at the best, bring all onto one scale, merge."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from indexer.index import Index, Snapshot
 from indexer.types import Item, Modality, Span
 from mmsearch.calibration import Calibration, probability
 from mmsearch.query import Query
+from mmsearch.rerank import PictureSide, Reranker, TextSide
+from mmsearch.rerank.stage import SecondStage, fused_order
 
 EXCLUSION_POOL = 2000
 """Answers among which ``without`` chooses: what is left after the unwanted sank is sought in the best so many."""
@@ -32,6 +34,13 @@ class Hit:
     rank: int
     score: float
     item: Item
+    reranked: bool = False
+    """Whether a reranker has looked at it; else its score is what the first stage says."""
+
+    @property
+    def probability(self) -> float:
+        """How likely it is that this is what was asked for, where one item in a hundred is: what ``score`` says."""
+        return self.score
 
     @property
     def path(self) -> Path | None:
@@ -69,6 +78,7 @@ class Hit:
         values: dict[str, Any] = {
             "rank": self.rank,
             "score": round(self.score, 4),
+            "reranked": self.reranked,
             "kind": self.kind,
             "path": asset.path or None,
             "key": asset.key,
@@ -80,13 +90,42 @@ class Hit:
         return {name: value for name, value in values.items() if value is not None}
 
 
+class Hits(list[Hit]):
+    """The answers to one question, best first.
+
+    Attributes:
+        nothing_else_matches: the list ends because what follows is less likely than ``Query.min_prob``; an empty list
+            then means that nothing matches, and else that there was nothing to choose from.
+        not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
+    """
+
+    def __init__(
+        self, hits: Iterable[Hit] = (), *, nothing_else_matches: bool = False, not_reranked: str | None = None
+    ) -> None:
+        super().__init__(hits)
+        self.nothing_else_matches = nothing_else_matches
+        self.not_reranked = not_reranked
+
+    def as_dict(self) -> dict[str, Any]:
+        """The list and what is said of it in plain values, for JSON."""
+        return {
+            "hits": [hit.as_dict() for hit in self],
+            "nothing_else_matches": self.nothing_else_matches,
+            "not_reranked": self.not_reranked,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that was asked for: the modality it was asked in, its vector ``(D,)``, its weight."""
+    """One thing that was asked for: the modality it was asked in, its vector ``(D,)``, its weight.
+
+    ``side`` is what a reranker is given of it; None if nothing is to be reranked.
+    """
 
     asked: Modality
     vector: np.ndarray
     weight: float
+    side: TextSide | PictureSide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +137,54 @@ class Asked:
     unwanted: tuple[Part, ...]
 
 
-class Searcher:
-    """Answers questions about one index. May be used from several threads."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Answers of one kind: their rows ``(N,)``, the log-odds that they match ``(N,)``, which were reranked ``(N,)``."""
 
-    def __init__(self, index: Index, encoder: Encoder, calibration: Calibration) -> None:
+    rows: np.ndarray
+    logits: np.ndarray
+    reranked: np.ndarray
+
+
+class Searcher:
+    """Answers questions about one index. May be used from several threads.
+
+    With a ``reranker`` the best pictures for words, and the best texts for a picture, are looked at again: the part of
+    their log-odds that is due to that pair of words and picture is replaced by what both stages together say of it.
+    The rest stays: what another part of the question says, and what ``without`` takes away. Pictures for a picture and
+    texts for words are not reranked. No picture is opened here.
+
+    Raises:
+        ModelMismatch: the reranker reads the patches of another encoder.
+    """
+
+    def __init__(
+        self, index: Index, encoder: Encoder, calibration: Calibration, reranker: Reranker | None = None
+    ) -> None:
         self.index = index
         self.encoder = encoder
         self.calibration = calibration
         self._encoding = threading.Lock()
+        self._second = None if reranker is None else SecondStage(reranker, encoder, self._encoding)
 
-    def search(self, query: Query, k: int = 10) -> list[Hit]:
-        """The ``k`` best answers, best first, ties to the smaller item; fewer if there are no more.
+    @property
+    def reranker(self) -> Reranker | None:
+        """What looks again at the first answers."""
+        return None if self._second is None else self._second.reranker
+
+    def search(self, query: Query, k: int = 10) -> Hits:
+        """The ``k`` best answers, best first, ties to the smaller item; fewer if no more are likely enough.
+
+        The first answers of a longer list are the shorter list.
 
         Raises:
             UsageError: ``k`` is below 1.
-            ModelError: the model cannot be loaded.
+            ModelError: the model cannot be loaded, or the reranker fails; so does whatever else it raises.
             StorageError: the index cannot be read.
         """
         return self.search_many([query], k)[0]
 
-    def search_many(self, queries: Sequence[Query], k: int = 10) -> list[list[Hit]]:
+    def search_many(self, queries: Sequence[Query], k: int = 10) -> list[Hits]:
         """The answers of ``search`` to each of many questions, embedded together: far quicker than one by one.
 
         Raises:
@@ -133,38 +200,100 @@ class Searcher:
         """
         texts = [text for query in queries for text in ([] if query.text is None else [query.text]) + [*query.without]]
         images = [query.image.convert("RGB") for query in queries if query.image is not None]
+        second = self._second if any(query.rerank for query in queries) else None
         with self._encoding:
-            of_text = iter(self.encoder.encode_texts(texts) if texts else ())
-            of_image = iter(self.encoder.encode_images(images) if images else ())
-        return [_asked(query, of_text, of_image) for query in queries]
+            of_text: list[tuple[np.ndarray, TextSide | None]] = []
+            of_image: list[tuple[np.ndarray, PictureSide | None]] = []
+            if texts:
+                of_text += _unsided(self.encoder.encode_texts(texts)) if second is None else second.encode_texts(texts)
+            if images:
+                of_image += (
+                    _unsided(self.encoder.encode_images(images)) if second is None else second.encode_images(images)
+                )
+        text_rows, image_rows = iter(of_text), iter(of_image)
+        return [_asked(query, text_rows, image_rows) for query in queries]
 
-    def answer(self, asked: Sequence[Asked], k: int = 10) -> list[list[Hit]]:
+    def answer(self, asked: Sequence[Asked], k: int = 10) -> list[Hits]:
         """The ``k`` best answers to each question, all from one moment of the index.
 
         Raises:
             UsageError: ``k`` is below 1.
+            ModelError: the reranker fails; so does whatever else it raises.
             StorageError: the index cannot be read.
         """
         if k < 1:
             raise UsageError(f"k is {k}; ask for at least 1 answer")
         with self.index.snapshot() as snapshot:
-            found = [
-                {kind: self._search_kind(snapshot, kind, one, k) for kind in one.query.kinds or tuple(Modality)}
+            first = [
+                {
+                    kind: self._search_kind(snapshot, kind, one, max(k, self._depth(one, kind)))
+                    for kind in one.query.kinds or tuple(Modality)
+                }
                 for one in asked
             ]
             items = {
                 kind: snapshot.reader.items_at(
-                    kind, sorted({row for kinds in found if kind in kinds for _, row in kinds[kind]})
+                    kind, sorted({row for kinds in first if kind in kinds for row in kinds[kind].rows.tolist()})
                 )
                 for kind in Modality
             }
-        return [_hits(one.query, kinds, items, k) for one, kinds in zip(asked, found, strict=True)]
+            reasons: list[list[str]] = [[] for _ in asked]
+            found = [
+                {kind: self._look_again(snapshot, kind, one, kinds[kind], items[kind], why) for kind in kinds}
+                for one, kinds, why in zip(asked, first, reasons, strict=True)
+            ]
+        return [
+            _hits(one.query, kinds, items, k, "; ".join(dict.fromkeys(why)) or None)
+            for one, kinds, why in zip(asked, found, reasons, strict=True)
+        ]
 
-    def _search_kind(self, snapshot: Snapshot, answered: Modality, asked: Asked, k: int) -> list[tuple[float, int]]:
-        """The rows of the ``k`` best items of one kind with the log-odds that they match."""
+    def _depth(self, asked: Asked, answered: Modality) -> int:
+        """How many answers of one kind are looked at again."""
+        if self._second is None or not asked.query.rerank or _across(asked, answered) is None:
+            return 0
+        return asked.query.candidates or self._second.reranker.candidates
+
+    def _look_again(
+        self,
+        snapshot: Snapshot,
+        answered: Modality,
+        asked: Asked,
+        found: _Found,
+        items: Mapping[int, Item],
+        reasons: list[str],
+    ) -> _Found:
+        """What was found of one kind, the candidates reranked; what is in the way of that is added to ``reasons``."""
+        part = _across(asked, answered)
+        if part is None or not asked.query.rerank or not len(found.rows):
+            return found
+        if self._second is None:
+            reasons.append(f"there is no reranker for {self.encoder.name}")
+            return found
+        obstacle = self._second.obstacle(snapshot) if answered is Modality.IMAGE else None
+        if obstacle is not None:
+            reasons.append(obstacle)
+            return found
+        assert part.side is not None  # embedded for a question that is to be reranked
+        rows = found.rows[: self._depth(asked, answered)]  # (C,)
+        logits = self._second.logits(snapshot, part.side, rows, items)  # (C,)
+        line = self.calibration[part.asked, answered]
+        vectors = snapshot.vectors[answered].fetch(rows).astype(np.float64)  # (C, D)
+        # Summed in one order whatever the place among the candidates, as by the first stage: equal vectors tie.
+        dual = line.gain * np.sum(vectors * part.vector, axis=1) + line.offset  # (C,)
+        fused = self._second.reranker.calibration[part.asked, answered].log_odds(dual, logits)  # (C,)
+        again = found.logits[: len(rows)] + part.weight * (fused - dual)
+        scored = np.zeros(len(found.rows), dtype=bool)
+        scored[: len(rows)] = ~np.isnan(logits)
+        missing = len(rows) - int(scored.sum())
+        if missing:
+            reasons.append(self._second.lack(missing, len(rows)))
+        return _Found(found.rows, fused_order(found.logits, again), scored)
+
+    def _search_kind(self, snapshot: Snapshot, answered: Modality, asked: Asked, k: int) -> _Found:
+        """The ``k`` best items of one kind by their vectors."""
         store = snapshot.vectors[answered]
         if not snapshot.state.rows[answered]:
-            return []
+            return _Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, dtype=bool))
         wanted, unwanted, where = asked.wanted, asked.unwanted, asked.query.where
         allowed = None if where.is_open else snapshot.reader.rows(answered, where)
         # The log-odds are linear in the cosines, so a question of several parts is still one vector.
@@ -179,31 +308,55 @@ class Searcher:
             logits = logits - _penalty(store.fetch(found), _sample(snapshot, answered), unwanted)
             order = np.lexsort((found, -logits))[:k]
             found, logits = found[order], logits[order]
-        return list(zip(logits.tolist(), found.tolist(), strict=True))
+        return _Found(found, logits, np.zeros(len(found), dtype=bool))
 
 
-def _asked(query: Query, texts: Iterator[np.ndarray], images: Iterator[np.ndarray]) -> Asked:
+def _across(asked: Asked, answered: Modality) -> Part | None:
+    """The part of a question that a reranker holds against answers of one kind: words against pictures, or reverse."""
+    return next((part for part in asked.wanted if part.asked is not answered), None)
+
+
+def _unsided(rows: np.ndarray) -> list[tuple[np.ndarray, None]]:
+    """Vectors ``(B, D)`` of what no reranker is given."""
+    return [(row, None) for row in rows]
+
+
+def _asked(
+    query: Query,
+    texts: Iterator[tuple[np.ndarray, TextSide | None]],
+    images: Iterator[tuple[np.ndarray, PictureSide | None]],
+) -> Asked:
     """Take the vectors of one question off the two rows in which they stand."""
     wanted: list[Part] = []
     count = (query.text is not None) + (query.image is not None)
     if query.text is not None:
-        wanted.append(Part(Modality.TEXT, next(texts), 1 / count))
+        vector, words = next(texts)
+        wanted.append(Part(Modality.TEXT, vector, 1 / count, words))
     if query.image is not None:
-        wanted.append(Part(Modality.IMAGE, next(images), 1 / count))
-    return Asked(query, tuple(wanted), tuple(Part(Modality.TEXT, next(texts), 1.0) for _ in query.without))
+        vector, picture = next(images)
+        wanted.append(Part(Modality.IMAGE, vector, 1 / count, picture))
+    return Asked(query, tuple(wanted), tuple(Part(Modality.TEXT, next(texts)[0], 1.0) for _ in query.without))
 
 
 def _hits(
     query: Query,
-    found: Mapping[Modality, list[tuple[float, int]]],
+    found: Mapping[Modality, _Found],
     items: Mapping[Modality, Mapping[int, Item]],
     k: int,
-) -> list[Hit]:
-    """The ``k`` best of what was found of every kind, ties to the smaller item."""
-    best = [(logit, items[kind][row]) for kind, pairs in found.items() for logit, row in pairs]
-    best.sort(key=lambda pair: (-pair[0], pair[1].id))
-    hits = [Hit(rank, probability(logit), item) for rank, (logit, item) in enumerate(best[:k], 1)]
-    return [hit for hit in hits if query.min_score is None or hit.score >= query.min_score]
+    not_reranked: str | None,
+) -> Hits:
+    """The ``k`` best of what was found of every kind, ties to the smaller item, as far as they are likely enough."""
+    best = [
+        (logit, items[kind][row], reranked)
+        for kind, of_kind in found.items()
+        for logit, row, reranked in zip(
+            of_kind.logits.tolist(), of_kind.rows.tolist(), of_kind.reranked.tolist(), strict=True
+        )
+    ]
+    best.sort(key=lambda one: (-one[0], one[1].id))
+    hits = [Hit(rank, probability(logit), item, again) for rank, (logit, item, again) in enumerate(best[:k], 1)]
+    likely = [hit for hit in hits if query.min_prob is None or hit.score >= query.min_prob]
+    return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)
 
 
 def _sample(snapshot: Snapshot, modality: Modality) -> np.ndarray:

@@ -34,7 +34,12 @@ def test_indexer_never_looks_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "module"), [("faiss", "indexer/vectors.py"), ("sqlalchemy", "indexer/catalogue.py")]
+    ("library", "module"),
+    [
+        ("faiss", "indexer/vectors.py"),
+        ("onnxruntime", "mmsearch/rerank/fusion_onnx.py"),
+        ("sqlalchemy", "indexer/catalogue.py"),
+    ],
 )
 def test_one_module_knows_the_library(library: str, module: str) -> None:
     assert [str(path.relative_to(ROOT)) for path in SOURCES if library in imports(path)] == [module]

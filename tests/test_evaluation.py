@@ -135,8 +135,8 @@ def test_many_questions_at_once_are_answered_as_one_by_one(library: mmsearch.Lib
         Query(image=blue),
         Query("green", kinds=(Modality.IMAGE,)),
         Query("blue", image=red, without=("green", "red")),
-        Query("red", without=("blue",), kinds=(Modality.TEXT,), min_score=0.5),
-        Query(image=red, min_score=0.999),
+        Query("red", without=("blue",), kinds=(Modality.TEXT,), min_prob=0.5),
+        Query(image=red, min_prob=0.999),
     ]
     searcher = library.searcher()
     together = searcher.search_many(queries, 4)

@@ -28,10 +28,12 @@ def test_everything_at_once() -> None:
         under="photos",
         after="2021",
         before=datetime(2022, 1, 1),
-        min_score=0.5,
+        min_prob=0.5,
+        rerank=False,
+        candidates=7,
     )
     where = Filter((os.path.abspath("photos"),), 1609459200.0, 1640995200.0)
-    assert query == Query("at night", image, ("people",), (Modality.IMAGE, Modality.TEXT), where, 0.5)
+    assert query == Query("at night", image, ("people",), (Modality.IMAGE, Modality.TEXT), where, 0.5, False, 7)
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", "\n"])
@@ -44,7 +46,8 @@ def test_nothing_asked(text: str | None) -> None:
     ("asked", "words"),
     [
         ({"kind": "sound"}, "'sound' is not a kind; there are image, text"),
-        ({"min_score": 1.5}, "between 0 and 1"),
+        ({"min_prob": 1.5}, "between 0 and 1; the smallest asked for is 1.5"),
+        ({"candidates": 0}, "candidates is 0; rerank at least 1"),
         ({"after": "yesterday"}, "'yesterday' is not a date; write 2021"),
         ({"before": "2021-13"}, "'2021-13' is not a date"),
         ({"after": "2021-02-30"}, "'2021-02-30' is not a date"),

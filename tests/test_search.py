@@ -48,6 +48,7 @@ def test_words_find_pictures_and_texts_with_scores_worked_out_by_hand(library: m
     assert hits[0].as_dict() == {
         "rank": 1,
         "score": round(by_hand(1.0), 4),
+        "reranked": False,
         "kind": "image",
         "path": str(photos / "red.png"),
     }
@@ -127,7 +128,7 @@ def test_filters(library: mmsearch.Library, paint: Paint) -> None:
     assert found(after="2010", before="2018") == ["2020/a.png"]
     assert found(after="2001-02-03T04:05:06", before="2001-02-03T04:05:07") == ["2021/dated.jpg"]
     assert found(under=folder / "none") == []
-    assert found(min_score=0.999) == []
+    assert found(min_prob=0.999) == []
 
 
 def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint) -> None:
@@ -140,9 +141,34 @@ def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint)
     assert names(library.query("red", k=999)) == [path.name for path in paths[:50]]
 
 
-def test_min_score_cuts_the_list(library: mmsearch.Library, photos: Path) -> None:
+def test_a_list_ends_where_nothing_else_matches_unless_a_length_is_asked_for(
+    library: mmsearch.Library, photos: Path
+) -> None:
+    """Red matches with 0.982, green and blue with 0.000006: only the first two are above one in ten."""
     library.index(photos)
-    assert names(library.query("red", min_score=0.5)) == ["red.png", "notes.txt"]
+    hits = library.query("red")
+    assert names(hits) == ["red.png", "notes.txt"] and hits.nothing_else_matches
+    assert [hit.probability for hit in hits] == [hit.score for hit in hits]
+    everything = library.query("red", k=6)
+    assert len(everything) == 6 and not everything.nothing_else_matches
+    assert everything[:2] == hits
+    assert library.query("red", min_prob=0.0) == everything
+    assert library.query("red", k=6, min_prob=0.5) == hits
+    assert library.query("red", k=1, min_prob=0.5).nothing_else_matches is False
+
+
+def test_nothing_matches_and_nothing_to_choose_from_are_two_things(library: mmsearch.Library, photos: Path) -> None:
+    library.index(photos)
+    nothing = library.query("red", min_prob=0.999)
+    assert nothing == [] and nothing.nothing_else_matches
+    empty = library.query("red", before="1900")
+    assert empty == [] and not empty.nothing_else_matches
+    assert nothing.as_dict() == {
+        "hits": [],
+        "nothing_else_matches": True,
+        "not_reranked": "there is no reranker for colours",
+    }
+    assert empty.not_reranked is None
 
 
 def test_more_answers_than_there_are(library: mmsearch.Library, photos: Path) -> None:
@@ -266,7 +292,7 @@ def test_another_model_is_refused_and_the_index_stays(library: mmsearch.Library,
             other.query("red")
     with pytest.raises(mmsearch.ModelMismatch, match="made by colours, not by mini"):
         mmsearch.open(library.folder, model="mini")
-    assert len(library.query("red")) == 6
+    assert len(library.query("red", k=6)) == 6
 
 
 def test_other_weights_under_the_same_name_are_noticed(library: mmsearch.Library, photos: Path) -> None:

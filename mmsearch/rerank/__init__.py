@@ -1,0 +1,89 @@
+"""Rerankers: the one seam between the first answers to a question and a closer look at them.
+
+The first stage compares one vector with one vector. A reranker looks at the words and the picture of a pair together,
+and so only at the best that the first stage brings ("Retrieve Fast, Rerank Smart", Geigle et al. 2022,
+arXiv:2103.11920).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from indexer.errors import DecodeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from indexer.tokens import Compressor
+    from indexer.types import Modality
+    from mmsearch.calibration import FusedLine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextSide:
+    """The words of a pair; ``states`` ``(L, S)`` are what the encoder's text tower says of each token."""
+
+    words: str
+    states: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureSide:
+    """The picture of a pair: its ``tokens`` ``(T, W)``, or for a reranker that reads none, where to get it from."""
+
+    tokens: np.ndarray | None = None
+    image: Image | None = None
+    path: str = ""
+
+    def open(self, size: int) -> Image:
+        """The RGB picture, which a decoder may have shrunk to ``size`` pixels a side; only a reranker asks for it.
+
+        Raises:
+            DecodeError: the file is gone, or is no picture.
+        """
+        if self.image is not None:
+            return self.image
+        from indexer.decode import decode_image
+
+        try:
+            data = Path(self.path).read_bytes()
+        except OSError as exc:
+            raise DecodeError(f"cannot be read: {exc.strerror}") from exc
+        return decode_image(data, size=size).image
+
+
+class Reranker(Protocol):
+    """Says of pairs of a text and a picture how well they fit.
+
+    May be called from several threads at once. With a ``compressor`` it reads the token states of texts and the image
+    tokens that ``compressor`` made of pictures, which the index keeps; without one it reads words and opens pictures.
+    """
+
+    name: str
+    fingerprint: str
+    """Hexadecimal digest of whatever its logits depend on."""
+    candidates: int
+    """How many of the first answers are worth its time, as measured with it."""
+    calibration: Mapping[tuple[Modality, Modality], FusedLine]
+    """For text→image and image→text: how likely a match is, given what both stages say of it."""
+
+    @property
+    def compressor(self) -> Compressor | None:
+        """Its picture side, which runs while indexing."""
+
+    def score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
+        """The logit of each pair ``(K,)``, higher is better; ``pairs[k]`` is the place of its text and of its picture
+        in ``texts`` and ``pictures``, ``pairs`` being int64 ``(K, 2)``.
+
+        NaN says that the picture of a pair cannot be opened any more; whatever else goes wrong is raised.
+
+        Raises:
+            ModelError: the model cannot be loaded, or fails.
+        """
+
+
+__all__ = ["PictureSide", "Reranker", "TextSide"]

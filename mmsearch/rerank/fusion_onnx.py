@@ -1,0 +1,222 @@
+"""The fusion model without torch: its picture side in NumPy, its joint encoder through onnxruntime.
+
+A folder holds it:
+
+    config.json             what it is, whose patches and states it reads, T and W, how many candidates
+    compressor.safetensors  the picture side: patches (P, F) of a picture to tokens (T, W)
+    fusion.onnx             the joint encoder: words (C, L, S), mask (C, L), tokens (I, T, W), text (K,), picture (K,)
+                            to logits (K,); pair k is text[k] with picture[k]
+    calibration.json        for each direction the log-odds of a match, from those of the first stage and the logit
+
+This is the only module that imports onnxruntime.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indexer.errors import MmsearchError, ModelError
+from indexer.tokens import Compressor, TokenFormat
+from indexer.types import Modality
+from mmsearch import calibration
+from mmsearch.rerank import PictureSide, TextSide
+
+ARCHITECTURE = "fusion"
+"""What ``config.json`` says of a folder that this file can read."""
+CONFIG, COMPRESSOR, MODEL, CALIBRATION = "config.json", "compressor.safetensors", "fusion.onnx", "calibration.json"
+EPSILON = 1e-5
+THREADS = 2
+"""More gain little on a model of a few million multiplications a pair."""
+PAIRS = 256
+"""Pairs that the model is given at once: what it holds in between is then some hundred megabytes at most."""
+
+DIRECTIONS = ((Modality.TEXT, Modality.IMAGE), (Modality.IMAGE, Modality.TEXT))
+
+
+class FusionCompressor:
+    """The picture side of the fusion model: patches are normalised, projected, pooled and normalised again.
+
+    Each token ends with mean 0 and variance 1, so that 8 bits a number lose little.
+
+    Args:
+        weights: ``norm.weight``, ``norm.bias`` ``(F,)``, ``project.weight`` ``(W, F)``, ``project.bias`` ``(W,)``.
+        grid, side: P is ``grid`` squared and T is ``side`` squared; patches and tokens go row by row from the top left.
+        encoder: the fingerprint of the encoder whose patches it reads.
+    """
+
+    def __init__(
+        self, format: TokenFormat, encoder: str, weights: Mapping[str, np.ndarray], grid: int, side: int
+    ) -> None:
+        self.format = format
+        self.encoder = encoder
+        self._scale, self._shift = weights["norm.weight"], weights["norm.bias"]
+        self._project, self._bias = weights["project.weight"].T, weights["project.bias"]  # (F, W), (W,)
+        shapes = (self._scale.shape, self._shift.shape, self._bias.shape)
+        size, width = self._project.shape
+        if shapes != ((size,), (size,), (width,)) or (side * side, width) != (format.count, format.width):
+            raise ValueError(f"weights for tokens of {width} numbers, {side} x {side}, do not fit {format}")
+        line = _pooling(grid, side)
+        self._pool = None if side == grid else np.kron(line, line)  # (T, P)
+
+    def compress(self, patches: np.ndarray) -> np.ndarray:
+        """Patches ``(B, P, F)`` float32 to tokens ``(B, T, W)`` float32."""
+        x = _normalise(patches) * self._scale + self._shift
+        x = x @ self._project + self._bias  # (B, P, W)
+        if self._pool is not None:
+            x = self._pool @ x  # (B, T, W)
+        return _normalise(x)
+
+
+def _normalise(x: np.ndarray) -> np.ndarray:
+    """The last axis to mean 0 and variance 1 (Ba et al. 2016)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
+
+
+def _pooling(grid: int, side: int) -> np.ndarray:
+    """The matrix ``(side, grid)`` that averages a line of ``grid`` cells to ``side``, as torch's adaptive pooling does:
+    cell i is the mean from floor(i · grid / side) up to ceil((i + 1) · grid / side)."""
+    matrix = np.zeros((side, grid), np.float32)
+    for i in range(side):
+        start, end = i * grid // side, -(-(i + 1) * grid // side)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
+class FusionReranker:
+    """Words attend to the stored tokens of a picture, in one small network: the ``Reranker`` that mmsearch trains.
+
+    The constructor reads two small JSON files. The picture side is loaded by the first picture that is indexed or asks,
+    the joint encoder by the first pair.
+
+    Raises:
+        ModelError: the folder is no such model, or is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        config = read_config(folder)
+        try:
+            self.name: str = config["name"]
+            self.fingerprint: str = config["fingerprint"]
+            self.encoder: str = config["encoder"]
+            self.candidates = int(config["candidates"])
+            self.state_size = int(config["state_size"])
+            self.grid, self._side = int(config["grid"]), int(config["side"])
+            tokens = config["tokens"]
+            self._format = TokenFormat(self.name, tokens["fingerprint"], int(tokens["count"]), int(tokens["width"]))
+            self.calibration: Mapping[tuple[Modality, Modality], calibration.FusedLine] = calibration.read_fused(
+                _read_json(folder / CALIBRATION)
+            )
+            missing = [
+                f"{asked}->{answered}" for asked, answered in DIRECTIONS if (asked, answered) not in self.calibration
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise ModelError(f"the reranker in {folder} is damaged ({type(exc).__name__}: {exc})") from exc
+        if missing:
+            raise ModelError(f"{folder / CALIBRATION} says nothing of {missing[0]}")
+
+    @cached_property
+    def compressor(self) -> Compressor:
+        """The picture side.
+
+        Raises:
+            ModelError: its weights cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self._folder / COMPRESSOR
+        try:
+            return FusionCompressor(self._format, self.encoder, load_file(path), self.grid, self._side)
+        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+            raise ModelError(f"cannot read the weights {path}: {exc}") from exc
+
+    def score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
+        """The logit of each of ``pairs`` ``(K, 2)``: ``(K,)``; see ``Reranker``.
+
+        Raises:
+            ModelError: the network cannot be loaded, fails, or gives a logit that is not finite.
+        """
+        logits = np.empty(len(pairs))
+        for start in range(0, len(pairs), PAIRS):
+            chunk = pairs[start : start + PAIRS]
+            asked, text = np.unique(chunk[:, 0], return_inverse=True)
+            shown, picture = np.unique(chunk[:, 1], return_inverse=True)
+            words, mask = _pad([_need(texts[i].states) for i in asked])
+            inputs = {
+                "words": words,
+                "mask": mask,
+                "tokens": np.stack([_need(pictures[i].tokens) for i in shown]),
+                "text": text.astype(np.int64),
+                "picture": picture.astype(np.int64),
+            }
+            logits[start : start + PAIRS] = self._run(inputs, len(chunk))
+        return logits
+
+    def _run(self, inputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        session = self._session
+        try:
+            (logits,) = session.run(["logits"], dict(inputs))
+        except Exception as exc:  # the library's errors have no base but this
+            raise ModelError(f"the reranker {self.name} failed on {count} pairs: {exc}") from exc
+        if logits.shape != (count,) or not np.isfinite(logits).all():
+            raise ModelError(f"the reranker {self.name} gave unusable logits of shape {logits.shape} for {count} pairs")
+        return logits
+
+    @cached_property
+    def _session(self) -> Any:
+        path = self._folder / MODEL
+        try:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = THREADS
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between questions others work
+            options.log_severity_level = 3  # errors
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # the library's errors have no base but this
+            raise ModelError(f"cannot load the reranker {path}: {exc}") from exc
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a folder with a fusion model.
+
+    Raises:
+        ModelError: it cannot be read, or describes something else.
+    """
+    config = _read_json(folder / CONFIG)
+    if config.get("architecture") != ARCHITECTURE:
+        raise ModelError(f"{folder / CONFIG} does not describe a reranker of the kind {ARCHITECTURE!r}")
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"cannot read {path}: {exc}") from exc
+    return content if isinstance(content, dict) else {}
+
+
+def _need(given: np.ndarray | None) -> np.ndarray:
+    if given is None:
+        raise MmsearchError("a fusion model needs the token states of a text and the tokens of a picture")
+    return given
+
+
+def _pad(states: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Token states, each ``(L, S)``, to ``(C, L, S)`` float32 and the mask ``(C, L)`` of the real ones."""
+    length = max(1, *map(len, states))
+    words = np.zeros((len(states), length, states[0].shape[1]), np.float32)
+    mask = np.zeros((len(states), length), np.float32)
+    for row, one in enumerate(states):
+        words[row, : len(one)] = one
+        mask[row, : len(one)] = 1
+    return words, mask
