@@ -2,7 +2,7 @@
 
 The logit of a pair is the sum, over the words of the text, of the best match among the tokens of the picture, a match
 being the product of the word's state, led through a matrix, and the token (the late interaction of Khattab and Zaharia
-2020). With the colour encoder that matrix and the projection of the patches are the identity: a red patch, less its mean
+2020). With the colour encoder that matrix and the projection of patches are the identity: a red patch, less its mean
 and over its deviation, is (√2, -√½, -√½), a word "red" is (1, 0, 0), so "red" and a picture with a red quarter give √2.
 """
 

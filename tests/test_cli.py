@@ -144,7 +144,7 @@ def test_the_rotated_photograph_is_found_as_it_is_meant_to_be_seen(samples_index
         ImageOps.exif_transpose(image).save(tmp_path / "upright.png")
         image.save(tmp_path / "sideways.png", exif=b"")
     upright, same, sideways = (
-        ask(samples_index, "--image", picture, "--under", stored)[0]
+        ask(samples_index, "--image", picture, "--under", stored, "-k", "1")[0]
         for picture in (tmp_path / "upright.png", stored, tmp_path / "sideways.png")
     )
     assert float(str(upright["score"])) == pytest.approx(float(str(same["score"])), abs=0.005)
@@ -220,7 +220,8 @@ def test_status(samples_index: Path) -> None:
         (["query", "a", "-0"], 2, "goes with --paths"),
         (["query", "--image", "none.jpg"], 2, "none.jpg"),
         (["query", "a", "--model", "ViT-B-32/openai"], 2, "was made by mini"),
-        (["index"], 2, "PATH"),
+        (["index"], 2, "nothing to index"),
+        (["index", "x", "--no-tokens", "--add-tokens"], 2, "exclude each other"),
         (["index", "no-such-folder"], 2, "there is no 'no-such-folder'"),
         (["index", "no-such-folder", "--frobnicate"], 2, "--frobnicate"),
         (["frobnicate"], 2, "frobnicate"),
