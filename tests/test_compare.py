@@ -105,6 +105,18 @@ def test_reranked_rankings_are_compared() -> None:
     assert (row.a, row.b) == pytest.approx((1 / 3, 2 / 3))
 
 
+def test_a_model_is_compared_with_its_own_first_stage() -> None:
+    """Two questions get better; what the first stage answered is shown beside what became of it."""
+    before = tuple((Answer("before.png", False),) for _ in QUESTIONS)
+    whole = result("a", [2, 3, 40], reranked=Judged.of([[1], [1], [40]]), depth=3, answers_before=before)
+    found = compare(whole.first_stage(), whole)
+    assert found.names == ("a", "a reranked")
+    row = next(row for row in found.rows if row.measure == "R@1")
+    assert (row.a, row.b, row.better, row.worse) == (0, pytest.approx(2 / 3), 2, 0)
+    assert [change.question for change in found.changes] == [QUESTIONS[1], QUESTIONS[0]]
+    assert found.changes[0].answers_a is before[1] and found.changes[0].answers_b is whole.ways[0].answers[1]
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [
@@ -261,7 +273,7 @@ def test_the_page_is_written(saved: tuple[Path, Path], pictures: dict[str, Pictu
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "is no result"), ("[]", "no result"), ('{"format": 1, "ways": []}', "damaged")]
+    ("content", "said"), [("{", "is no result"), ("[]", "no result"), ('{"format": 2, "ways": []}', "damaged")]
 )
 def test_files_that_are_no_results(saved: tuple[Path, Path], content: str, said: str) -> None:
     saved[0].write_text(content)

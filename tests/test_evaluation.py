@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from colour_encoder import ColourEncoder
+from colour_encoder import ColourEncoder, PatchColourEncoder
 from conftest import BLUE, GREEN, RED, SAMPLES
+from fusion_folder import write_reranker
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,11 +22,13 @@ import mmsearch
 from indexer.encoders import load
 from indexer.errors import UsageError
 from indexer.types import Modality
+from mmsearch.calibration import FusedLine
 from mmsearch.datasets import Captioned, Picture
 from mmsearch.evaluation import Report, Result, cost, evaluate, metrics
 from mmsearch.evaluation.command import app
 from mmsearch.evaluation.retrieval import Way
 from mmsearch.query import Query
+from mmsearch.rerank import PictureSide, TextSide
 
 Paint = Callable[..., Path]
 
@@ -266,32 +271,95 @@ def test_an_index_that_is_there_is_judged_with_all_that_is_in_it(
 # -- a reranker --------------------------------------------------------------------------------------------------------
 
 
+class Backwards:
+    """A reranker that thinks the opposite of the first stage."""
+
+    name = "backwards"
+    fingerprint = "bac4"
+    candidates = 2
+    compressor = None
+    calibration: ClassVar = {
+        (Modality.TEXT, Modality.IMAGE): FusedLine(-1.0, 1.0, 0.0),
+        (Modality.IMAGE, Modality.TEXT): FusedLine(-1.0, 1.0, 0.0),
+    }
+
+    def score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
+        return np.zeros(len(pairs))
+
+
 def test_a_reranker_stands_beside_the_first_stage_and_the_best_it_could_be(data: Captioned) -> None:
-    """It turns the first two answers round. "a red thing" had its two at 1 and 3: now 2 and 3, at best 1 and 3."""
-    seen: list[tuple[str | None, int]] = []
+    """It turns the first two answers round. "a red thing" had its two at 1 and 3: now 2 and 3, at best 1 and 3.
 
-    def turn_round(query: Query, hits: list[mmsearch.Hit]) -> list[mmsearch.Hit]:
-        seen.append((query.text, len(hits)))
-        return hits[::-1]
-
-    result = evaluate(ColourEncoder(), data, rerank=turn_round, depth=2)
+    The first stage is sure by 0.982 of what is always right; then log-odds of -12 become 12, and are always wrong.
+    """
+    result = evaluate(ColourEncoder(), data, reranker=Backwards())
     way = result.ways[0]
-    assert seen[:2] == [("a red thing", 2), ("red", 2)]
     assert list(way.stages) == ["dual", "reranked", "oracle@2"]
     assert way.reranked is not None
     assert way.reranked.ranks[0].tolist() == [2, 3] and way.stages["oracle@2"].ranks[0].tolist() == [1, 3]
     assert [answer.name for answer in way.answers[0]] == ["green.png", "red.png", "blue.png"]
+    assert [answer.name for answer in way.answers_before[0]] == ["red.png", "green.png", "blue.png"]
     for k in (1, 2):
         best = metrics.hit_rate(way.stages["oracle@2"], k)
         assert best.tolist() == metrics.hit_rate(way.judged, 2).tolist()
-    assert Report((result,)).columns == ("colours dual", "colours reranked", "colours oracle@2")
+    assert way.calibration_error("dual") == pytest.approx(1 - 1 / (1 + math.exp(-4)), abs=1e-6)
+    assert way.calibration_error("reranked") == pytest.approx(1, abs=1e-4)
+    assert way.calibration_error("oracle@2") is None
+    report = Report((result,))
+    assert report.columns == ("colours dual", "colours reranked", "colours oracle@2")
+    assert "| ECE | 1.8 | 100.0 | – |" in report.markdown()
+    errors = report.as_dict()["results"][0]["ways"]["text->image"]["calibration_error"]
+    assert list(errors) == ["dual", "reranked"]
     again = Result.from_dict(json.loads(json.dumps(result.as_dict())))
+    assert again.as_dict() == result.as_dict()
     assert again.ways[0].stages["reranked"].ranks.tolist() == way.reranked.ranks.tolist()
 
 
-def test_a_reranker_that_loses_an_answer_is_refused(data: Captioned) -> None:
-    with pytest.raises(UsageError, match="each once"):
-        evaluate(ColourEncoder(), data, rerank=lambda query, hits: hits[1:], depth=2)
+def test_judged_without_its_reranker_a_model_is_what_it_is_without_one(data: Captioned) -> None:
+    plain = evaluate(ColourEncoder(), data)
+    assert evaluate(ColourEncoder(), data, reranker=Backwards(), rerank=False).as_dict() == plain.as_dict()
+    whole = evaluate(ColourEncoder(), data, reranker=Backwards())
+    assert whole.reranked and whole.first_stage().as_dict() == plain.as_dict()
+    one = evaluate(ColourEncoder(), data, reranker=Backwards(), candidates=1).ways[0]
+    assert one.reranked is not None and one.reranked.ranks.tolist() == one.judged.ranks.tolist()
+    with pytest.raises(UsageError, match="candidates is 0"):
+        evaluate(ColourEncoder(), data, reranker=Backwards(), candidates=0)
+
+
+def test_the_index_that_is_built_has_the_tokens_that_are_reranked(data: Captioned, tmp_path: Path) -> None:
+    """The blue picture has a red quarter, which its tokens show, and the green one is violet now: "a red thing", right
+    for red and blue, finds them first and third, and then, as worked out in test_rerank.py, first and second."""
+    image = Image.new("RGB", (16, 16), BLUE)
+    image.paste(RED, (0, 0, 8, 8))
+    image.save(data.pictures[2].path)
+    Image.new("RGB", (16, 16), (255, 0, 255)).save(data.pictures[1].path)
+    reranker, cache = write_reranker(tmp_path / "reranker", PatchColourEncoder()), tmp_path / "cache"
+    for _ in range(2):
+        result = evaluate(PatchColourEncoder(), data, reranker=reranker, cache=cache)
+        way = result.ways[0]
+        assert way.depth == 50 and way.reranked is not None
+        assert (way.judged.ranks[0].tolist(), way.reranked.ranks[0].tolist()) == ([1, 3], [1, 2])
+        assert result.not_reranked == ()
+    assert len(list(cache.iterdir())) == 1
+    evaluate(ColourEncoder(), data, cache=cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_an_index_without_tokens_is_judged_as_far_as_it_can_be(
+    data: Captioned, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmsearch.library.load_encoder", lambda model, device=None: PatchColourEncoder())
+    with mmsearch.open(tmp_path / "index", model=ColourEncoder()) as library:
+        library.index(photos)
+    named = Captioned(data.pictures, [["a red thing"], ["a green thing"], ["a blue thing"]])
+    reranker = write_reranker(tmp_path / "reranker", PatchColourEncoder())
+    result = evaluate(tmp_path / "index", named, reranker=reranker)
+    assert [way.reranked is None for way in result.ways] == [True, False]
+    assert result.not_reranked == (
+        "text→image: in 3 of 3 questions not all was reranked: the index holds no image tokens; "
+        "'mmsearch index --add-tokens' makes them",
+    )
+    assert f"colours, {result.not_reranked[0]}" in Report((result,)).notes()
 
 
 # -- what makes no sense -----------------------------------------------------------------------------------------------

@@ -322,3 +322,27 @@ class TestSignFlip:
         assert found.value == 0.5 and found.low == 0.0 and found.high == 1.0
         assert found.p == 0.5  # two groups differ, both by +1: 2 of 4 patterns
         assert bootstrap.difference(b, a, np.arange(4)).value == -0.5
+
+
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins of two: confidences 0.2 and 0.4 with one right, 0.3 against 0.5; 0.8 and 1.0 with both right, 0.9."""
+    confidence, right = np.array([1.0, 0.2, 0.8, 0.4]), np.array([True, False, True, True])
+    assert metrics.calibration_error(confidence, right, bins=2) == pytest.approx((0.2 + 0.1) / 2)
+    assert metrics.calibration_error(np.array([0.75] * 4), np.array([1, 1, 1, 0]), bins=1) == 0
+    assert metrics.calibration_error(np.array([0.9]), np.array([False])) == pytest.approx(0.9)
+
+
+def test_calibration_error_equals_a_loop_over_bins() -> None:
+    rng = np.random.default_rng(2)
+    confidence = rng.random(997).round(2)
+    right = rng.random(997) < confidence**2
+    pairs = sorted(zip(confidence.tolist(), range(997), right.tolist(), strict=True))
+    total, start = 0.0, 0
+    for size in [100] * 7 + [99] * 3:
+        some = pairs[start : start + size]
+        start += size
+        total += abs(sum(c for c, _, _ in some) - sum(r for _, _, r in some)) / 997
+    assert metrics.calibration_error(confidence, right) == pytest.approx(total)

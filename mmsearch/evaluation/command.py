@@ -45,6 +45,14 @@ CacheOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(metavar="DEVICE", help="cuda, cuda:1, mps or cpu; else the best there is.")
 ]
+NoRerankOption = Annotated[bool, typer.Option("--no-rerank", help="Judge the first stage alone.")]
+CandidatesOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Rerank so many of the first answers; else what pays.")
+]
+RerankerOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="A reranker in this folder; else the one that was trained for the model."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -65,6 +73,9 @@ def judge(
     images: ImagesOption = None,
     k: CutsOption = "1,5,10",
     min_prob: MinProbOption = 0.5,
+    no_rerank: NoRerankOption = False,
+    candidates: CandidatesOption = None,
+    reranker: RerankerOption = None,
     cost: Annotated[bool, typer.Option(help="Measure time, memory and size as well, in a process for each.")] = True,
     cache: CacheOption = None,
     json_: JsonOption = False,
@@ -79,8 +90,9 @@ def judge(
 ) -> None:
     """Judge how well models find pictures by captions and captions by pictures.
 
-    Each picture and each caption of the split is put into an index, and every one of them asks. With several models
-    --out writes a file for each: results-1-mini.json and so on.
+    Each picture and each caption of the split is put into an index, and every one of them asks. A model that has a
+    reranker is judged without and with it, beside the best that any order of the candidates could do. With several
+    models --out writes a file for each: results-1-mini.json and so on.
 
     Example: mmsearch eval --data flickr8k --split test --model mini --model runs/mine --out results.json
     """
@@ -102,7 +114,19 @@ def judge(
         try:
             if isinstance(subject, Path) and not Index.exists(subject):
                 raise NoIndex(f"there is no index in {subject}; a model is named with --model")
-            result, spent = _result(subject, captioned, name, cuts, min_prob, cache, device, cost)
+            result, spent = _result(
+                subject,
+                captioned,
+                name,
+                cuts,
+                min_prob,
+                cache,
+                device,
+                rerank=not no_rerank,
+                candidates=candidates,
+                reranker=reranker,
+                cost=cost,
+            )
             results.append(result)
             costs.append(spent)
         except MmsearchError as exc:
@@ -129,13 +153,21 @@ def judge(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A model, an index, or a file that --out wrote.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="B", help="Another one; without it, A reranked against A's first stage.", show_default=False
+        ),
+    ] = None,
     data: DataOption = None,
     split: SplitOption = None,
     format: FormatOption = None,
     images: ImagesOption = None,
     k: CutsOption = "1,5,10",
     min_prob: MinProbOption = 0.5,
+    no_rerank: NoRerankOption = False,
+    candidates: CandidatesOption = None,
+    reranker: RerankerOption = None,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="How many changed questions of each way to name.")] = 20,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures of changed questions.")
@@ -152,16 +184,34 @@ def compare(
     """
     from mmsearch.evaluation.comparison import compare as compare_results
 
-    saved = [_saved(a), _saved(b)]
+    subjects = [a] if b is None else [a, b]
+    saved = [_saved(subject) for subject in subjects]
     if data is None and (html is not None or None in saved):
         raise UsageError("name the captioned pictures with --data PATH: they are needed to judge, and for the page")
     captioned, name = _open_data(data, split, format, images) if data is not None else (None, "")
     results = []
-    for subject, found in zip((a, b), saved, strict=True):
+    for subject, found in zip(subjects, saved, strict=True):
         if found is None:
             assert captioned is not None
-            found, _ = _result(subject, captioned, name, _cuts(k), min_prob, cache, device)
+            found, _ = _result(
+                subject,
+                captioned,
+                name,
+                _cuts(k),
+                min_prob,
+                cache,
+                device,
+                rerank=not no_rerank,
+                candidates=candidates,
+                reranker=reranker,
+            )
         results.append(found)
+    if b is None:
+        if not results[0].reranked:
+            raise UsageError(
+                f"{a} was not reranked, so there is only one ranking; name another model to compare it with"
+            )
+        results.insert(0, results[0].first_stage())
     comparison = compare_results(results[0], results[1], changed=show)
     if html is not None and captioned is not None:
         from mmsearch.evaluation.page import page, thumbnails
@@ -187,6 +237,10 @@ def _result(
     min_prob: float,
     cache: Path | None,
     device: str | None,
+    *,
+    rerank: bool,
+    candidates: int | None,
+    reranker: Path | None,
     cost: bool = False,
 ) -> tuple[Result, Cost | None]:
     """Judge one model or index, and measure what it costs while its index is there."""
@@ -194,14 +248,23 @@ def _result(
     from mmsearch.evaluation.gallery import opened
     from mmsearch.evaluation.retrieval import evaluate_library
 
-    with _progress(str(subject)) as progress, opened(subject, data, cache, device, progress) as library:
-        result = evaluate_library(library, data, name=name, ks=cuts, threshold=min_prob, progress=progress)
+    with _progress(str(subject)) as progress, opened(subject, data, cache, device, progress, reranker) as library:
+        result = evaluate_library(
+            library,
+            data,
+            name=name,
+            ks=cuts,
+            threshold=min_prob,
+            rerank=rerank,
+            candidates=candidates,
+            progress=progress,
+        )
         if not cost:
             return result, None
         _say(f"{subject}: measuring time, memory and size")
         unread = {one.path for one in result.skipped}
         read = data.subset(n for n, picture in enumerate(data.pictures) if picture.name not in unread)
-        return result, measure_cost(library.folder, read, device=device)
+        return result, measure_cost(library.folder, read, device=device, rerank=rerank, reranker=reranker)
 
 
 def _open_data(path: Path, split: str | None, format: str | None, images: Path | None) -> tuple[Captioned, str]:

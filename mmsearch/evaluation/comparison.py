@@ -115,7 +115,8 @@ def compare(a: Result, b: Result, *, changed: int = CHANGED, seed: int = 0) -> C
     """Compare two results on the same questions by paired bootstrap and paired permutation.
 
     ``changed`` questions of each way are named, those whose reciprocal rank changed most first: from rank 1 to 3 is
-    more than from 30 to 300. With a reranker the reranked rankings are compared.
+    more than from 30 to 300. With a reranker the reranked rankings are compared, and
+    ``compare(result.first_stage(), result)`` says what it gave.
 
     Raises:
         UsageError: they did not answer the same questions, or have no way of asking in common.
@@ -136,6 +137,8 @@ def compare(a: Result, b: Result, *, changed: int = CHANGED, seed: int = 0) -> C
         rows += _rows(one, other, ks, a.threshold, seed)
         changes += _changes(one, other, changed)
     first, second = names_apart([a, b])
+    if a.reranked != b.reranked:
+        first, second = first + " reranked" * a.reranked, second + " reranked" * b.reranked
     data = " / ".join(dict.fromkeys((a.data, b.data)))
     return Comparison((first, second), data, tuple(ks), a.threshold, tuple(rows), tuple(changes))
 

@@ -58,8 +58,12 @@ class Cost:
         }
 
 
-def measure_cost(index: Path, data: Captioned, *, device: str | None = None) -> Cost:
+def measure_cost(
+    index: Path, data: Captioned, *, device: str | None = None, rerank: bool = True, reranker: Path | None = None
+) -> Cost:
     """Measure, in a new process, the model that made ``index`` with questions and pictures of ``data``.
+
+    With ``rerank``, that is with the ``reranker`` in a folder, or the one that was trained for the model, if there is.
 
     Raises:
         ModelError: the process failed; its last words are in the message.
@@ -79,6 +83,8 @@ def measure_cost(index: Path, data: Captioned, *, device: str | None = None) -> 
             "texts": [data.captions[number][0] for number in chosen],
             "pictures": pictures,
             "device": device,
+            "rerank": rerank,
+            "reranker": None if reranker is None else str(reranker.absolute()),
         }
         command = [sys.executable, "-m", "mmsearch.evaluation.cost"]
         run = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True)
@@ -119,15 +125,16 @@ def _measure(task: dict[str, Any]) -> Cost:
     """What the new process does."""
     import mmsearch
 
-    with mmsearch.open(task["index"], device=task["device"]) as library:
+    reranker, rerank = task["reranker"], bool(task["rerank"])
+    with mmsearch.open(task["index"], device=task["device"], reranker=reranker) as library:
         made_by = library.status()
-        text = percentiles(_times(lambda words: library.query(words), task["texts"]))
-        image = percentiles(_times(lambda path: library.query(image=path), task["pictures"]))
+        text = percentiles(_times(lambda words: library.query(words, rerank=rerank), task["texts"]))
+        image = percentiles(_times(lambda path: library.query(image=path, rerank=rerank), task["pictures"]))
         with (
             tempfile.TemporaryDirectory(prefix="mmsearch-cost-") as scratch,
-            mmsearch.open(Path(scratch) / "index", model=library.encoder) as fresh,
+            mmsearch.open(Path(scratch) / "index", model=library.encoder, reranker=reranker) as fresh,
         ):
-            report = fresh.index(*dict.fromkeys(task["pictures"]))
+            report = fresh.index(*dict.fromkeys(task["pictures"]), tokens=rerank)
     return Cost(
         *text,
         *image,

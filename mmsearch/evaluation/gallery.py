@@ -22,18 +22,22 @@ import numpy as np
 
 import mmsearch
 from indexer.decode import decode_image
+from indexer.embedding import Embed, embedding
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
 from indexer.errors import DecodeError, StorageError, UsageError
 from indexer.index import Index, IndexWriter, Piece, Put, Skip, Snapshot
 from indexer.pipeline import IMAGE_BATCH
+from indexer.tokens import Compressor
 from indexer.types import Asset, Item, Modality, Skipped
+from mmsearch.rerank.load import check_reads, load_reranker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmsearch.datasets import Captioned, Picture
     from mmsearch.library import Library
+    from mmsearch.rerank import Reranker
 
 TEXT_BATCH = 256
 
@@ -63,12 +67,18 @@ class Gallery:
 
 @contextmanager
 def opened(
-    subject: str | Path | Encoder, data: Captioned, cache: Path | None, device: str | None, progress: Progress
+    subject: str | Path | Encoder,
+    data: Captioned,
+    cache: Path | None,
+    device: str | None,
+    progress: Progress,
+    reranker: str | Path | Reranker | None = None,
 ) -> Iterator[Library]:
     """The library to be judged: that of a folder with an index, or else one with an index of ``data`` by a model.
 
-    Such an index is kept in ``cache`` and found again by the fingerprint of the model and by what the data is: names,
-    files, sizes and times of the pictures, and the captions. Without ``cache`` it is gone at the end of the block.
+    Such an index is kept in ``cache`` and found again by the fingerprints of the model and of the image tokens, and by
+    what the data is: names, files, sizes and times of the pictures, and the captions. Without ``cache`` it is gone at
+    the end of the block. It has the tokens of ``reranker``, or of the one that was trained for the model.
 
     Raises:
         UsageError, ModelError: there is no such model, or it cannot be loaded.
@@ -76,25 +86,33 @@ def opened(
     """
     if isinstance(subject, (str, Path)):
         if Index.exists(Path(subject)):
-            with mmsearch.open(subject, device=device) as library:
+            with mmsearch.open(subject, device=device, reranker=reranker) as library:
                 yield library
             return
         subject = load_encoder(str(subject), device)
+    if reranker is None or isinstance(reranker, (str, Path)):
+        reranker = load_reranker(reranker, subject)
+    else:
+        check_reads(reranker, subject)
+    compressor = None if reranker is None else reranker.compressor
     with tempfile.TemporaryDirectory(prefix="mmsearch-eval-", dir=_made(cache)) as scratch:
         folder = Path(scratch) / "index"
-        kept = cache / f"{subject.fingerprint[:16]}-{_digest(data)}" if cache is not None else None
+        tokens = "" if compressor is None else f"-{compressor.format.fingerprint[:16]}"
+        kept = cache / f"{subject.fingerprint[:16]}-{_digest(data)}{tokens}" if cache is not None else None
         if kept is None or not Index.exists(kept):
-            build(folder, subject, data, progress)
+            build(folder, subject, data, progress, compressor)
             if kept is not None:
                 folder = _moved(folder, kept)
         else:
             folder = kept
-        with mmsearch.open(folder, model=subject) as library:
+        with mmsearch.open(folder, model=subject, reranker=reranker) as library:
             yield library
 
 
-def build(folder: Path, encoder: Encoder, data: Captioned, progress: Progress) -> None:
-    """Make an index of ``data`` in ``folder``.
+def build(
+    folder: Path, encoder: Encoder, data: Captioned, progress: Progress, compressor: Compressor | None = None
+) -> None:
+    """Make an index of ``data`` in ``folder``, with image tokens if there is a ``compressor``.
 
     A picture that cannot be read is listed among the skipped files of the index, and its captions are left out.
 
@@ -104,7 +122,7 @@ def build(folder: Path, encoder: Encoder, data: Captioned, progress: Progress) -
     """
     index = Index.create(folder, encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim)
     with index, index.writing() as writer:
-        read = _put_pictures(writer, encoder, data.pictures, progress)
+        read = _put_pictures(writer, encoder, embedding(writer, encoder, compressor), data.pictures, progress)
         captions = data.subset(read).flat()[0]
         progress("indexing captions", 0, len(captions))
         for start in range(0, len(captions), TEXT_BATCH):
@@ -189,7 +207,9 @@ def _name(item: Item) -> str:
     return item.text if item.text is not None else item.asset.path or str(item.asset.key)
 
 
-def _put_pictures(writer: IndexWriter, encoder: Encoder, pictures: Sequence[Picture], progress: Progress) -> list[int]:
+def _put_pictures(
+    writer: IndexWriter, encoder: Encoder, embed: Embed, pictures: Sequence[Picture], progress: Progress
+) -> list[int]:
     """Read in threads ahead of the model, embed and store a batch at a time; return the numbers of what was stored."""
     waiting: deque[tuple[Picture, Future[np.ndarray | str]]] = deque()
     taken: set[str] = set()
@@ -202,7 +222,7 @@ def _put_pictures(writer: IndexWriter, encoder: Encoder, pictures: Sequence[Pict
             while len(waiting) >= 2 * IMAGE_BATCH or (number == len(pictures) and waiting):
                 batch = [waiting.popleft() for _ in range(min(IMAGE_BATCH, len(waiting)))]
                 read = [(picture, future.result()) for picture, future in batch]
-                _put_batch(writer, encoder, read, taken)
+                _put_batch(writer, embed, read, taken)
                 stored += [done + i for i, (_, pixels) in enumerate(read) if isinstance(pixels, np.ndarray)]
                 done += len(batch)
                 progress("indexing pictures", done, len(pictures))
@@ -222,14 +242,19 @@ def _prepared(encoder: Encoder, picture: Picture) -> np.ndarray | str:
 
 
 def _put_batch(
-    writer: IndexWriter, encoder: Encoder, batch: Sequence[tuple[Picture, np.ndarray | str]], taken: set[str]
+    writer: IndexWriter, embed: Embed, batch: Sequence[tuple[Picture, np.ndarray | str]], taken: set[str]
 ) -> None:
     """Embed and commit one batch; ``taken`` are the paths that stand in the index by now."""
     read = [(picture, pixels) for picture, pixels in batch if isinstance(pixels, np.ndarray)]
-    vectors = encoder.encode_prepared(np.stack([pixels for _, pixels in read])) if read else ()
+    embedded = embed([pixels for _, pixels in read]) if read else []
     puts = [
-        Put(_picture_asset(picture, taken), [Piece(Modality.IMAGE)], vector[None])
-        for (picture, _), vector in zip(read, vectors, strict=True)
+        Put(
+            _picture_asset(picture, taken),
+            [Piece(Modality.IMAGE)],
+            vector[None],
+            tokens=None if tokens is None else tokens[None],
+        )
+        for (picture, _), (vector, tokens) in zip(read, embedded, strict=True)
     ]
     skips = [Skip(_skip_path(picture), 0, 0, reason) for picture, reason in batch if isinstance(reason, str)]
     writer.apply([*puts, *skips])

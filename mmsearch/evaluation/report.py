@@ -90,7 +90,7 @@ class Report:
         return "\n".join([*lines, "", *(f"- {note}" for note in notes), *([""] if notes else [])])
 
     def notes(self) -> list[str]:
-        """What a reader of the numbers should know: pictures that were left out, models that failed."""
+        """What a reader of the numbers should know: pictures left out, answers not reranked, models that failed."""
         notes = []
         for result in self.results:
             if result.skipped:
@@ -98,6 +98,7 @@ class Report:
                 more = len(result.skipped) - _SKIPPED_SHOWN
                 rest = f"; and {more:,} more" if more > 0 else ""
                 notes.append(f"{result.model}: {len(result.skipped):,} pictures left out ({shown}{rest})")
+            notes += [f"{result.model}, {what}" for what in result.not_reranked]
         return notes + [f"{failure.model} was not judged: {failure.reason}" for failure in self.failures]
 
     @property
@@ -141,7 +142,7 @@ class Report:
 
 _CAPTION = (
     "R@K: questions with a right answer among the first K. Shares are in per cent; in brackets, where 95 of 100 "
-    "resamples of the pictures lie."
+    "resamples of the pictures lie. ECE: by how much the probability of the first answer is off."
 )
 
 
@@ -162,7 +163,8 @@ def _way_values(way: Way, result: Result) -> dict[str, Any]:
     stages = {
         stage: {name: asdict(found) for name, found in summary(way, result, stage).items()} for stage in way.stages
     }
-    return {"gallery": way.gallery, "questions": len(way.questions), "stages": stages}
+    errors = {stage: way.calibration_error(stage) for stage in way.confidence}
+    return {"gallery": way.gallery, "questions": len(way.questions), "stages": stages, "calibration_error": errors}
 
 
 def _cells(way: Way, result: Result, stage: str) -> dict[str, str]:
@@ -170,7 +172,9 @@ def _cells(way: Way, result: Result, stage: str) -> dict[str, str]:
     found = summary(way, result, stage)
     cells = {"questions": f"{len(way.questions):,}", "gallery": f"{way.gallery:,}"}
     cells |= {name: share(found[name]) for name in headline(result.ks, result.threshold) if name in found}
-    return cells | {name: _number(found[name]) for name in ("median rank", "mean rank")}
+    cells |= {name: _number(found[name]) for name in ("median rank", "mean rank")}
+    error = way.calibration_error(stage)
+    return cells | ({} if error is None else {"ECE": f"{100 * error:.1f}"})
 
 
 def headline(ks: Sequence[int], threshold: float) -> list[str]:
@@ -196,8 +200,9 @@ def _in_cell(text: str) -> str:
 
 def names_apart(results: Sequence[Result]) -> tuple[str, ...]:
     """The names of the models, with the beginnings of their fingerprints where two are called the same."""
-    names = [result.model for result in results]
+    weights = {(result.model, result.fingerprint) for result in results}
+    names = [model for model, _ in weights]
     return tuple(
-        name if names.count(name) == 1 else f"{name} [{result.fingerprint[:8]}]"
-        for name, result in zip(names, results, strict=True)
+        result.model if names.count(result.model) == 1 else f"{result.model} [{result.fingerprint[:8]}]"
+        for result in results
     )

@@ -1,7 +1,8 @@
 """How well a model finds: every caption asks for its picture and every picture for its captions, through a real index.
 
-The first answers come from the same ``Searcher`` that answers ``mmsearch query``; only where the right one is not among
-them is its rank worked out from the stored vectors, by the same rule: higher cosine first, ties to the smaller item.
+The first answers come from the same ``Searcher`` that answers ``mmsearch query``, without its reranker and, if it has
+one, with it; only where the right one is not among them is its rank worked out from the stored vectors, by the same
+rule: higher cosine first, ties to the smaller item.
 What is relevant is decided by words: every picture that has a caption of exactly these words is a right answer to them,
 and every caption of these words is a right answer to the picture.
 """
@@ -9,8 +10,8 @@ and every caption of these words is a right answer to the picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,19 @@ from mmsearch.evaluation import metrics
 from mmsearch.evaluation.gallery import Gallery, Progress, galleries, one_line, opened, read_picture, skipped
 from mmsearch.evaluation.metrics import Judged
 from mmsearch.query import Query
-from mmsearch.search import Hit
 
 if TYPE_CHECKING:
     from mmsearch.datasets import Captioned
     from mmsearch.library import Library
+    from mmsearch.rerank import Reranker
     from mmsearch.search import Searcher
 
 KS = (1, 5, 10)
 THRESHOLD = 0.5
 ANSWERS = 5
 """Answers of each question that a result keeps by name."""
-FORMAT = 1
+FORMAT = 2
 """Of a saved result."""
-
-DEPTH = 100
-"""Answers that a reranker is given."""
 
 _TEXT_CHUNK = 1024
 _IMAGE_CHUNK = 64
@@ -46,9 +44,6 @@ _SCORES = 1 << 23
 """Scores worked out at once: 64 MB."""
 _SAME = 9
 """Decimals of a cosine that count: two that differ only beyond are a tie, as equal vectors may do."""
-
-Rerank = Callable[[Query, list[Hit]], list[Hit]]
-"""Puts the first answers to a question into another order; it gives back the same hits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +66,11 @@ class Way:
         groups: ``(Q,)`` numbers; questions about one file (two regions of it, say) share one and are not independent.
         judged: the ranks of the right answers.
         right, returned: ``(Q,)`` how many answers are at least as likely as the threshold, and right ones among them.
-        answers: the first few.
+        answers: the first few, reranked if there was a reranker.
         reranked: the ranks after a reranker has ordered the first ``depth`` answers, if there was one.
         depth: how many those were, else 0.
+        answers_before: with a reranker, the first few of the first stage.
+        confidence: for ``dual`` and ``reranked``, the probability ``(Q,)`` that the search gives its first answer.
     """
 
     asked: str
@@ -88,6 +85,8 @@ class Way:
     answers: tuple[tuple[Answer, ...], ...]
     reranked: Judged | None = None
     depth: int = 0
+    answers_before: tuple[tuple[Answer, ...], ...] = ()
+    confidence: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,6 +106,21 @@ class Way:
             "reranked": self.reranked,
             f"oracle@{self.depth}": metrics.oracle(self.judged, self.depth),
         }
+
+    def calibration_error(self, stage: str) -> float | None:
+        """How far the probability of the first answer is off (``metrics.calibration_error``); None for an oracle."""
+        if stage not in self.confidence:
+            return None
+        return metrics.calibration_error(self.confidence[stage], self.stages[stage].ranks[:, 0] == 1)
+
+    def first_stage(self) -> Way:
+        """The same as it would be without a reranker."""
+        if self.reranked is None:
+            return self
+        confidence = {stage: rows for stage, rows in self.confidence.items() if stage != "reranked"}
+        return replace(
+            self, reranked=None, depth=0, answers=self.answers_before, answers_before=(), confidence=confidence
+        )
 
     def measures(self, ks: Sequence[int], threshold: float, judged: Judged | None = None) -> dict[str, np.ndarray]:
         """Every measure, question by question ``(Q,)``, of the ranking ``judged`` (the first stage if None).
@@ -135,7 +149,7 @@ class Result:
     """How one model did on one split; ``as_dict`` and ``from_dict`` carry it through a file.
 
     ``skipped`` are the pictures that could not be read, or that an existing index does not hold; neither they nor their
-    captions ask or answer.
+    captions ask or answer. ``not_reranked`` says what was in the way of a reranker, if anything was.
     """
 
     model: str
@@ -145,6 +159,16 @@ class Result:
     threshold: float
     ways: tuple[Way, ...]
     skipped: tuple[Skipped, ...] = ()
+    not_reranked: tuple[str, ...] = ()
+
+    @property
+    def reranked(self) -> bool:
+        """Whether a reranker took part."""
+        return any(way.reranked is not None for way in self.ways)
+
+    def first_stage(self) -> Result:
+        """The same as it would be without a reranker."""
+        return replace(self, ways=tuple(way.first_stage() for way in self.ways), not_reranked=())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, question by question."""
@@ -156,6 +180,7 @@ class Result:
             "ks": list(self.ks),
             "threshold": self.threshold,
             "skipped": [[one.path, one.reason] for one in self.skipped],
+            "not_reranked": list(self.not_reranked),
             "ways": [_way_as_dict(way) for way in self.ways],
         }
 
@@ -177,6 +202,7 @@ class Result:
                 float(values["threshold"]),
                 tuple(_way_from_dict(way) for way in values["ways"]),
                 tuple(Skipped(path, reason) for path, reason in values["skipped"]),
+                tuple(values["not_reranked"]),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise UsageError(f"the saved result is damaged ({type(exc).__name__}: {exc}); write it again") from exc
@@ -190,8 +216,9 @@ def evaluate(
     cache: Path | None = None,
     ks: Sequence[int] = KS,
     threshold: float = THRESHOLD,
-    rerank: Rerank | None = None,
-    depth: int = DEPTH,
+    rerank: bool = True,
+    candidates: int | None = None,
+    reranker: str | Path | Reranker | None = None,
     device: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> Result:
@@ -211,16 +238,25 @@ def evaluate(
         cache: where the index of a model is kept, to be found again by the next call with this model and this data.
         ks: cuts of the ranking.
         threshold: the probability from which on an answer counts as returned, for precision and recall of that set.
-        rerank: a second stage; it is given each question with its first ``depth`` answers.
+        rerank: whether the ranks after reranking are judged as well, where the model has a reranker.
+        candidates: how many answers are reranked; as many as the reranker says if None.
+        reranker: the folder of a reranker, or a ``Reranker``; the one that was trained for the model if None.
 
     Raises:
         UsageError, ModelError: there is no such model, or it cannot be loaded; no picture of the data is in the index;
             a cut or the threshold makes no sense.
         StorageError: the index cannot be read or written.
     """
-    with opened(subject, data, cache, device, progress) as library:
+    with opened(subject, data, cache, device, progress, reranker) as library:
         return evaluate_library(
-            library, data, name=name, ks=ks, threshold=threshold, rerank=rerank, depth=depth, progress=progress
+            library,
+            data,
+            name=name,
+            ks=ks,
+            threshold=threshold,
+            rerank=rerank,
+            candidates=candidates,
+            progress=progress,
         )
 
 
@@ -231,8 +267,8 @@ def evaluate_library(
     name: str = "",
     ks: Sequence[int] = KS,
     threshold: float = THRESHOLD,
-    rerank: Rerank | None = None,
-    depth: int = DEPTH,
+    rerank: bool = True,
+    candidates: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> Result:
     """``evaluate`` for a library that is open.
@@ -244,6 +280,8 @@ def evaluate_library(
         raise UsageError(f"the cuts are {', '.join(map(str, ks)) or 'none'}; each is at least 1, for example 1,5,10")
     if not 0 < threshold < 1:
         raise UsageError(f"the threshold is {threshold:g}; a probability between 0 and 1 can be reached and missed")
+    if candidates is not None and candidates < 1:
+        raise UsageError(f"candidates is {candidates}; rerank at least 1 answer, or none at all")
     searcher = library.searcher()
     items = galleries(library, data)
     left_out = skipped(library, data, items[Modality.IMAGE])
@@ -251,7 +289,8 @@ def evaluate_library(
         reason = f": {left_out[0].path} {left_out[0].reason}" if left_out else ""
         raise UsageError(f"the index in {library.folder} holds no picture of the data{reason}")
     cuts = tuple(sorted(set(ks)))
-    asking = _Asking(searcher, items, data, max(*cuts, ANSWERS, depth if rerank else 0), threshold, rerank, depth)
+    depth = 0 if not rerank or searcher.reranker is None else candidates or searcher.reranker.candidates
+    asking = _Asking(searcher, items, data, max(*cuts, ANSWERS, depth), threshold, depth)
     ways = [way for way in (asking.by_captions(progress), asking.by_pictures(progress)) if way is not None]
     return Result(
         searcher.encoder.name,
@@ -261,6 +300,7 @@ def evaluate_library(
         threshold,
         tuple(ways),
         left_out + tuple(asking.unread),
+        tuple(asking.not_reranked),
     )
 
 
@@ -283,7 +323,6 @@ class _Asking:
         data: Captioned,
         answers: int,
         threshold: float,
-        rerank: Rerank | None,
         depth: int,
     ) -> None:
         self.searcher = searcher
@@ -291,9 +330,9 @@ class _Asking:
         self.data = data
         self.answers = answers
         self.logit = math.log(threshold / (1 - threshold))
-        self.rerank = rerank
         self.depth = depth
         self.unread: list[Skipped] = []
+        self.not_reranked: list[str] = []
         self.captions = [[one_line(caption) for caption in some] for some in data.captions]
         files = [(picture.path, picture.member) for picture in data.pictures]
         number = {file: i for i, file in enumerate(dict.fromkeys(files))}
@@ -332,7 +371,10 @@ class _Asking:
         """Ask all that can be asked; None if that is nothing."""
         gallery = self.items[answered]
         place = {number: i for i, number in enumerate(gallery.ids.tolist())}
-        first, second, right, returned, answers = [], [], [], [], []
+        first, second, right, returned, answers, before = [], [], [], [], [], []
+        confidence: dict[str, list[float]] = {"dual": [], "reranked": []}
+        obstacles: list[str] = []
+        looked = False
         answered_questions: list[_Question] = []
         progress(f"asking {asked}→{answered}", 0, len(questions))
         done = 0
@@ -343,29 +385,40 @@ class _Asking:
                 continue
             answered_questions += chunk
             embedded = self.searcher.embed(queries)
-            hits = self.searcher.answer(embedded, self.answers)
+            plain = [replace(one, query=replace(one.query, rerank=False)) for one in embedded]
+            hits = self.searcher.answer(plain, self.answers)
+            again = self.searcher.answer(embedded, self.answers) if self.depth else hits
             vectors = np.stack([one.wanted[0].vector for one in embedded])  # (B, D)
             cosines = _cosines(vectors, gallery.vectors)  # (B, N)
             line = self.searcher.calibration[asked, answered]
             likely = line.gain * cosines + line.offset >= self.logit  # (B, N)
             order = metrics.ranking(cosines)
             for b, question in enumerate(chunk):
-                if any(hit.item.id not in place for hit in hits[b]):
+                if any(hit.item.id not in place for hit in [*hits[b], *again[b]]):
                     raise StorageError(
                         f"the index in {self.searcher.index.folder} changed while it was judged; run again"
                     )
                 found = [place[hit.item.id] for hit in hits[b]]
                 ranks = _ranks(found, order[b], question.relevant)
                 first.append(sorted(ranks.values()))
-                if self.rerank is not None:
-                    found = [place[hit.item.id] for hit in self._reranked(queries[b], hits[b])]
-                    ranks |= {item: rank for rank, item in enumerate(found, 1) if item in question.relevant}
-                    second.append(sorted(ranks.values()))
+                before.append(tuple(Answer(gallery.names[i], i in question.relevant) for i in found[:ANSWERS]))
+                found = [place[hit.item.id] for hit in again[b]]
+                ranks |= {item: rank for rank, item in enumerate(found, 1) if item in question.relevant}
+                second.append(sorted(ranks.values()))
+                confidence["dual"].append(hits[b][0].probability)
+                confidence["reranked"].append(again[b][0].probability)
+                obstacles += filter(None, [again[b].not_reranked])
+                looked = looked or any(hit.reranked for hit in again[b])
                 right.append(int(likely[b, list(question.relevant)].sum()))
                 answers.append(tuple(Answer(gallery.names[i], i in question.relevant) for i in found[:ANSWERS]))
             returned.append(likely.sum(axis=1))
         if not answered_questions:
             return None
+        if obstacles:
+            self.not_reranked.append(
+                f"{asked}→{answered}: in {len(obstacles):,} of {len(first):,} questions not all was reranked: "
+                f"{obstacles[0]}"
+            )
         return Way(
             asked.value,
             answered.value,
@@ -377,8 +430,10 @@ class _Asking:
             np.array(right),
             np.concatenate(returned),
             tuple(answers),
-            Judged.of(second) if self.rerank is not None else None,
-            self.depth if self.rerank is not None else 0,
+            Judged.of(second) if looked else None,
+            self.depth if looked else 0,
+            tuple(before) if looked else (),
+            {stage: np.array(rows) for stage, rows in confidence.items() if looked or stage == "dual"},
         )
 
     def _queries(
@@ -396,21 +451,14 @@ class _Asking:
     def _query(self, asked: Modality, answered: Modality, question: _Question) -> Query | None:
         """None for a picture that can no longer be read; it is remembered."""
         if asked is Modality.TEXT:
-            return Query(question.text, kinds=(answered,))
+            return Query(question.text, kinds=(answered,), rerank=self.depth > 0, candidates=self.depth or None)
         picture = self.data.pictures[question.picture]
         try:
-            return Query(image=read_picture(picture, self.searcher.encoder.image_size), kinds=(answered,))
+            image = read_picture(picture, self.searcher.encoder.image_size)
+            return Query(image=image, kinds=(answered,), rerank=self.depth > 0, candidates=self.depth or None)
         except (DecodeError, OSError) as exc:
             self.unread.append(Skipped(picture.name, f"is in the index and cannot ask: {exc}"))
             return None
-
-    def _reranked(self, query: Query, hits: list[Hit]) -> list[Hit]:
-        assert self.rerank is not None
-        head = hits[: self.depth]
-        again = self.rerank(query, head)
-        if sorted(hit.item.id for hit in again) != sorted(hit.item.id for hit in head):
-            raise UsageError("a reranker gives back the hits it was given, each once, in another order")
-        return again + hits[self.depth :]
 
 
 def _places(names: Sequence[Any]) -> dict[Any, list[int]]:
@@ -452,10 +500,15 @@ def _way_as_dict(way: Way) -> dict[str, Any]:
         "ranks": _ranks_as_lists(way.judged),
         "right": way.right.tolist(),
         "returned": way.returned.tolist(),
-        "answers": [[[answer.name, answer.right] for answer in some] for some in way.answers],
+        "answers": _answers_as_lists(way.answers),
+        "confidence": {stage: rows.round(6).tolist() for stage, rows in way.confidence.items()},
     }
     if way.reranked is not None:
-        values |= {"reranked": _ranks_as_lists(way.reranked), "depth": way.depth}
+        values |= {
+            "reranked": _ranks_as_lists(way.reranked),
+            "depth": way.depth,
+            "answers_before": _answers_as_lists(way.answers_before),
+        }
     return values
 
 
@@ -470,9 +523,11 @@ def _way_from_dict(values: Mapping[str, Any]) -> Way:
         Judged.of(values["ranks"]),
         np.array(values["right"], dtype=np.int64),
         np.array(values["returned"], dtype=np.int64),
-        tuple(tuple(Answer(name, bool(right)) for name, right in some) for some in values["answers"]),
+        _answers_from_lists(values["answers"]),
         Judged.of(values["reranked"]) if "reranked" in values else None,
         int(values.get("depth", 0)),
+        _answers_from_lists(values.get("answers_before", ())),
+        {stage: np.array(rows, dtype=np.float64) for stage, rows in values["confidence"].items()},
     )
     lengths = {len(way.pictures), len(way.groups), len(way.judged), len(way.right), len(way.returned), len(way.answers)}
     if lengths != {len(way.questions)}:
@@ -482,3 +537,11 @@ def _way_from_dict(values: Mapping[str, Any]) -> Way:
 
 def _ranks_as_lists(judged: Judged) -> list[list[int]]:
     return [[int(rank) for rank in row[np.isfinite(row)]] for row in judged.ranks]
+
+
+def _answers_as_lists(answers: Sequence[Sequence[Answer]]) -> list[list[list[Any]]]:
+    return [[[answer.name, answer.right] for answer in some] for some in answers]
+
+
+def _answers_from_lists(values: Sequence[Sequence[Sequence[Any]]]) -> tuple[tuple[Answer, ...], ...]:
+    return tuple(tuple(Answer(name, bool(right)) for name, right in some) for some in values)
