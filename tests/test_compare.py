@@ -263,6 +263,17 @@ def test_saved_results_are_compared_without_models_or_data(saved: tuple[Path, Pa
     assert math.isclose(mrr["difference"]["value"], (1.6 - (4 / 3 + 1 / 40)) / 3)
 
 
+def test_one_saved_result_is_compared_with_its_own_first_stage(saved: tuple[Path, Path]) -> None:
+    whole = result("a", [2, 3, 40], reranked=Judged.of([[1], [1], [40]]), depth=3, answers_before=A.ways[0].answers)
+    saved[0].write_text(json.dumps(whole.as_dict()))
+    code, stdout, _ = run(saved[0])
+    assert code == 0
+    assert "A: a, B: a reranked, on doors" in stdout
+    assert stdout.splitlines()[-1] == "text→image      2 →     1  a red <b>door</b>"
+    error = run(saved[1])[2]
+    assert isinstance(error, UsageError) and "was not reranked" in str(error)
+
+
 def test_the_page_is_written(saved: tuple[Path, Path], pictures: dict[str, Picture], tmp_path: Path) -> None:
     table = pictures["red.png"].path.parent / "captions.tsv"
     table.write_text("image\tcaption\nred.png\ta red door\ngreen.png\ta green door\n")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.errors import MmsearchError, ModelError
+from indexer.errors import ModelError, UsageError
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
 from mmsearch import calibration
@@ -32,7 +32,7 @@ ARCHITECTURE = "fusion"
 CONFIG, COMPRESSOR, MODEL, CALIBRATION = "config.json", "compressor.safetensors", "fusion.onnx", "calibration.json"
 EPSILON = 1e-5
 THREADS = 2
-"""More gain little on a model of a few million multiplications a pair."""
+"""The model is small, and other work goes on beside it."""
 PAIRS = 256
 """Pairs that the model is given at once: what it holds in between is then some hundred megabytes at most."""
 
@@ -107,8 +107,7 @@ class FusionReranker:
             self.fingerprint: str = config["fingerprint"]
             self.encoder: str = config["encoder"]
             self.candidates = int(config["candidates"])
-            self.state_size = int(config["state_size"])
-            self.grid, self._side = int(config["grid"]), int(config["side"])
+            self._grid, self._side = int(config["grid"]), int(config["side"])
             tokens = config["tokens"]
             self._format = TokenFormat(self.name, tokens["fingerprint"], int(tokens["count"]), int(tokens["width"]))
             self.calibration: Mapping[tuple[Modality, Modality], calibration.FusedLine] = calibration.read_fused(
@@ -134,7 +133,7 @@ class FusionReranker:
 
         path = self._folder / COMPRESSOR
         try:
-            return FusionCompressor(self._format, self.encoder, load_file(path), self.grid, self._side)
+            return FusionCompressor(self._format, self.encoder, load_file(path), self._grid, self._side)
         except (OSError, SafetensorError, KeyError, ValueError) as exc:
             raise ModelError(f"cannot read the weights {path}: {exc}") from exc
 
@@ -207,7 +206,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _need(given: np.ndarray | None) -> np.ndarray:
     if given is None:
-        raise MmsearchError("a fusion model needs the token states of a text and the tokens of a picture")
+        raise UsageError("a fusion model needs the token states of a text and the tokens of a picture")
     return given
 
 
