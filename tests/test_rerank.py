@@ -521,6 +521,7 @@ class Broken:
         (RuntimeError("out of memory"), RuntimeError, "out of memory"),
         (ModelError("no weights"), ModelError, "no weights"),
         (math.inf, ModelError, "broken gave unusable logits"),
+        (NAN, ModelError, "broken gave unusable logits"),
         ([1.0], ModelError, r"of shape \(1,\) for 3 pairs"),
     ],
 )

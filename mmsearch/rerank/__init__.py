@@ -79,7 +79,8 @@ class Reranker(Protocol):
         """The logit of each pair ``(K,)``, higher is better; ``pairs[k]`` is the place of its text and of its picture
         in ``texts`` and ``pictures``, ``pairs`` being int64 ``(K, 2)``.
 
-        NaN says that the picture of a pair cannot be opened any more; whatever else goes wrong is raised.
+        NaN says that the picture of a pair cannot be opened any more, by a reranker that opens pictures; whatever else
+        goes wrong is raised.
 
         Raises:
             ModelError: the model cannot be loaded, or fails.

@@ -114,7 +114,8 @@ class SecondStage:
 
     def _score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
         logits = np.asarray(self.reranker.score(texts, pictures, pairs), dtype=np.float64)
-        if logits.shape != (len(pairs),) or np.isinf(logits).any():
+        opens = self.reranker.compressor is None  # and may have found a picture gone
+        if logits.shape != (len(pairs),) or np.isinf(logits).any() or (np.isnan(logits).any() and not opens):
             raise ModelError(
                 f"the reranker {self.reranker.name} gave unusable logits of shape {logits.shape} for {len(pairs)} pairs"
             )
