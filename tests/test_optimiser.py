@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from indexer.errors import ModelError, UsageError
-from mmsearch.training.average import Ema, best_point, interpolate
+from mmsearch.training.average import Ema, best_point, interpolate, mean_state
 from mmsearch.training.checkpoint import load_state, save_state
 from mmsearch.training.optimiser import cosine_schedule, groups
 
@@ -276,3 +276,13 @@ def test_the_average_of_a_real_run_is_that_of_its_weights():
     with ema.swapped(model):
         for name, tensor in model.state_dict().items():
             assert torch.allclose(tensor, twin[name], atol=1e-6)
+
+
+def test_a_mean_of_states_by_hand() -> None:
+    states = [{"w": torch.tensor([w], dtype=torch.bfloat16), "n": torch.tensor(n)} for w, n in ((1, 7), (2, 8), (6, 9))]
+    mean = mean_state(states)
+    assert mean["w"].item() == 3 and mean["w"].dtype == torch.bfloat16 and mean["n"].item() == 7
+    with pytest.raises(UsageError, match="only one of them has 'n'"):
+        mean_state([states[0], {"w": torch.tensor([1.0])}])
+    with pytest.raises(UsageError, match="at least one model"):
+        mean_state([])

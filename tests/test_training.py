@@ -18,20 +18,20 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from indexer.encoders.load import load_encoder
-from indexer.encoders.mini import HEAD, IMAGE, PACKAGED, TEXT, MiniEncoder, weights_digest
+from indexer.encoders.mini import HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.errors import UsageError
 from mmsearch.datasets import open_dataset
-from mmsearch.training import dual
+from mmsearch.training import combine, dual
 from mmsearch.training.calibrate import calibrate, fit_logistic, harmless
 from mmsearch.training.checkpoint import load_state
 from mmsearch.training.command import app
 from mmsearch.training.dual import train_dual
-from mmsearch.training.material import readable
+from mmsearch.training.material import fold_of, readable
 from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.mini import MiniModel
 from mmsearch.training.retrieval import cross_entropy, fitting_scale, recalls
 from mmsearch.training.run import read_settings
-from mmsearch.training.settings import Augmentation, DualSettings
+from mmsearch.training.settings import Augmentation, CombineSettings, DualSettings
 from mmsearch.training.sources import kept
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "yellow": (230, 220, 20)}
@@ -316,7 +316,8 @@ class TestDual:
         out = train_dual(tmp_path / "deep", wanted, device="cpu")
         image, first = load_file(out / IMAGE), load_file(PACKAGED / IMAGE)
         moved = {name for name in first if not np.array_equal(image[name], first[name])}
-        assert moved and all(name.startswith(("blocks.6.", "conv_head.", "bn2.")) for name in moved)
+        assert all(name.startswith(("blocks.6.", "conv_head.", "bn2.", "classifier.")) for name in moved)
+        assert {"blocks.6.0.conv_pwl.weight", "conv_head.weight", "classifier.weight", "classifier.bias"} <= moved
         text, first = load_file(out / TEXT), load_file(PACKAGED / TEXT)
         moved = {name for name in first if not np.array_equal(text[name], first[name])}
         assert moved and all(name.startswith("encoder.layer.5.") for name in moved)
@@ -357,6 +358,89 @@ class TestDual:
         packaged = {path.name for path in PACKAGED.iterdir()} - {"README.md"}
         assert {path.name for path in (tmp_path / "weights").iterdir()} == packaged
         assert load_encoder(str(tmp_path / "weights"), "cpu").fingerprint == MiniEncoder("cpu", run[0]).fingerprint
+
+
+class TestFolds:
+    def test_a_part_that_is_left_out_is_never_seen(self, data: Path, cache: Path, tmp_path: Path):
+        """The choices of all steps together are the pictures of the other parts; the parts are all of the data."""
+        seen = open_dataset(data).split("train")
+        parts = [{n for n, p in enumerate(seen.pictures) if fold_of(p, 2) == part} for part in (1, 2)]
+        assert all(parts) and parts[0] | parts[1] == set(range(12)) and not parts[0] & parts[1]
+        for part, left_out in enumerate(parts, 1):
+            assert set(dual._kept(seen, f"{part}/2").tolist()) == set(range(12)) - left_out
+        wanted = settings(data, fold="1/2", epochs=1, batch=2)
+        out = train_dual(tmp_path / "half", wanted, cache=cache, device="cpu")
+        assert events(out)[0]["step"] == len(parts[1]) // 2
+        assert read_settings(out / "config.toml", DualSettings).fold == "1/2"
+
+    @pytest.mark.parametrize("fold", ["2", "0/2", "3/2", "1/1", "a/2", "-1/2"])
+    def test_what_is_no_part_is_refused(self, fold: str):
+        with pytest.raises(UsageError, match="write 2/4 to leave out the second of four"):
+            DualSettings(fold=fold)
+
+
+@pytest.fixture(scope="module")
+def two(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs with one start, each without the other's half of the pictures."""
+    folder = tmp_path_factory.mktemp("two")
+    shared = {"fresh_head": False, "epochs": 2, "learning_rate": 1e-4, "interpolate": False}
+    return [
+        train_dual(folder / fold[0], settings(data, fold=fold, **shared), cache=cache, device="cpu")
+        for fold in ("1/2", "2/2")
+    ]
+
+
+class TestCombine:
+    def test_the_command_makes_one_compact_model(self, two: list[Path], data: Path, tmp_path: Path):
+        out = tmp_path / "both"
+        options = f"--data {data} --out {out} --size 64 --device cpu"
+        result = CliRunner().invoke(app, ["combine", *map(str, two), *options.split()])
+        assert result.exit_code == 0, result.output
+        assert f"averaged: {two[0]}" in result.output or f"averaged: {two[1]}" in result.output
+        encoder = load_encoder(str(out), "cpu")
+        seen = open_dataset(data).split("train")  # what it was folded by: nothing of it lies outside
+        texts, pictures = seen.flat()[0], [picture.open() for picture in seen.pictures]
+        long = load_encoder(str(combine.combine(tmp_path / "long", CombineSettings(tuple(map(str, two)), str(data)))))
+        assert (encoder.dim, long.dim) == (64, 896)
+        one, other = (each.encode_texts(texts) @ each.encode_images(pictures).T for each in (encoder, long))
+        assert one == pytest.approx(other, abs=0.01)
+        many = texts * NUMPY_TEXTS
+        assert encoder.encode_texts(many)[:24] == pytest.approx(encoder.encode_texts(texts), abs=1e-4)
+        assert sorted(encoder.calibration or ()) == ["image->image", "image->text", "text->image", "text->text"]
+        again = load_trainable(str(out))
+        assert again.text(again.tokens(texts)).detach().numpy() == pytest.approx(encoder.encode_texts(texts), abs=1e-4)
+
+    def test_the_soup_is_greedy(self):
+        """Alone they are off by 1, 2 and 9 in surprise; the first two cancel out, the third spoils it."""
+        states = [{"w": torch.tensor([value])} for value in (2.0, -1.0, 9.0)]
+        assert combine._greedy(states, lambda state: abs(state["w"].item() - 0.4)) == [1, 0]
+
+    def test_full_size_changes_no_cosine(self, two: list[Path]):
+        model = load_trainable(str(two[0])).eval()
+        rng = np.random.default_rng(0)
+        image, text = (torch.from_numpy(rng.normal(size=(9, size)).astype(np.float32)) for size in (1280, 3 * 384))
+        states = (image, text[:, :384]), (text[:, :384], text[:, 384:768], text[:, 768:])
+        model.image.freeze(23)
+        model.text.freeze(7)
+        with torch.no_grad():
+            before = model.image.rest(states[0]) @ model.text.rest(states[1]).T
+            model.compact(combine.principal(*(rng.normal(size=(1000, 896)) for _ in range(2)), 896))
+            after = model.image.rest(states[0]) @ model.text.rest(states[1]).T
+        assert torch.allclose(before, after, atol=1e-5)
+
+    def test_principal_directions_by_hand(self):
+        """Pictures vary along the first axis, texts along the second, little along the third: that one is dropped."""
+        image, text = np.diag([3.0, 0.1, 0.2])[[0, 0, 2]], np.diag([0.1, 3.0, 0.2])[[1, 1, 2]]
+        found = combine.principal(image, text, 2)
+        assert np.abs(found).sum(axis=0) == pytest.approx([1, 1, 0], abs=1e-6)
+        with pytest.raises(UsageError, match="have 3 numbers; they cannot be folded into 4"):
+            combine.principal(image, text, 4)
+
+    def test_only_runs_of_one_model(self, small: Path, two: list[Path], data: Path, tmp_path: Path):
+        with pytest.raises(UsageError, match="not of one"):
+            combine.combine(tmp_path / "x", CombineSettings((str(two[0]), str(small)), str(data)), device="cpu")
+        with pytest.raises(UsageError, match="only its vectors can be made compact"):
+            combine.combine(tmp_path / "y", CombineSettings((str(small),), str(data), size=8), device="cpu")
 
 
 class TestElsewhere:

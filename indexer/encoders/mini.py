@@ -47,10 +47,10 @@ TEXT_BATCH = 128
 class MiniEncoder:
     """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind ``PatchEncoder``.
 
-    A vector is two answers side by side: that of a trained head (512 numbers), and, scaled by the square root of
-    three quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the
-    embeddings of the ImageNet class names that the classifier sees in it. The first knows how people describe scenes,
-    the second has names for a thousand things.
+    A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
+    quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of
+    the ImageNet class names that the classifier sees in it. The first knows how people describe scenes, the second has
+    names for a thousand things. A linear map folds the two into one compact vector.
 
     The constructor reads two small JSON files. Torch is imported by the first picture or the first large batch of
     texts, never by a question.
@@ -91,14 +91,13 @@ class MiniEncoder:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
-        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, 896)``."""
+        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, D)``."""
         parts = [np.zeros((0, self.dim), np.float32)]
         parts += [self._encode_chunk(pixels)[0].cpu().numpy() for pixels in self._chunks(batch)]
         return unit_rows(np.concatenate(parts), "image")
 
     def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, 896)`` and patches
-        ``(B, 81, 352)``."""
+        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to unit rows ``(B, D)`` and patches ``(B, 81, 352)``, float32."""
         parts, patches = [np.zeros((0, self.dim), np.float32)], [np.zeros((0, *PATCHES), np.float32)]
         for pixels in self._chunks(batch):
             rows, maps = self._encode_chunk(pixels)
@@ -107,17 +106,15 @@ class MiniEncoder:
         return unit_rows(np.concatenate(parts), "image"), np.concatenate(patches)
 
     def _encode_chunk(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors ``(B, 896)``, not yet normalised, and patches ``(B, 81, 352)``, on the device."""
+        """Vectors ``(B, D)``, not yet normalised, and patches ``(B, 81, 352)``, on the device."""
         import torch
-
-        from indexer.encoders.mini_torch import two_parts
 
         # With cuDNN's TF32 a picture's vector would depend on its neighbours in the batch.
         cuda = self._device.type == "cuda"
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
         with torch.inference_mode(), exact:
             features, words, patches = self._image_tower.with_patches(pixels.to(self._device))
-            return two_parts(self._heads.image(features), words), patches
+            return self._heads.image(features, words), patches
 
     def _chunks(self, batch: np.ndarray) -> Sequence[torch.Tensor]:
         """Prepared pictures, as many at a time as the image tower takes at once."""
@@ -129,7 +126,7 @@ class MiniEncoder:
         return torch.from_numpy(np.ascontiguousarray(batch)).split(size)
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures to float32 unit rows ``(B, 896)``."""
+        """RGB pictures to float32 unit rows ``(B, D)``."""
         parts = [np.zeros((0, self.dim), np.float32)]
         for start in range(0, len(images), IMAGE_BATCH):
             chunk = images[start : start + IMAGE_BATCH]
@@ -137,14 +134,14 @@ class MiniEncoder:
         return np.concatenate(parts)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts to float32 unit rows ``(B, 896)``; what is beyond ``max_tokens`` is not seen."""
+        """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         ids = self.token_ids(texts)
         return self._encode_by_numpy(ids) if len(ids) <= NUMPY_TEXTS else self._encode_by_torch(ids)
 
     def encode_text_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Texts to float32 unit rows ``(B, 896)`` and, for each, the text tower's last layer ``(L, 384)``."""
+        """Texts to float32 unit rows ``(B, D)`` and, for each, the text tower's last layer ``(L, 384)``."""
         states: list[np.ndarray] = []
         if not texts:
             return np.zeros((0, self.dim), np.float32), states
@@ -190,7 +187,7 @@ class MiniEncoder:
         """As ``_encode_by_numpy``."""
         import torch
 
-        from indexer.encoders.mini_torch import pad, text_features, two_parts
+        from indexer.encoders.mini_torch import pad, text_features
 
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # neighbours of one length need little padding
         rows = np.empty((len(ids), self.dim), np.float32)
@@ -200,8 +197,7 @@ class MiniEncoder:
             numbers, mask = pad([ids[i] for i in chunk])
             with torch.inference_mode():
                 pooled, last = self._text_tower.with_states(numbers.to(self._device), mask.to(self._device))
-                head = self._heads.text(text_features(pooled))
-                rows[chunk] = two_parts(head, pooled[:, -1]).cpu().numpy()
+                rows[chunk] = self._heads.text(text_features(pooled), pooled[:, -1]).cpu().numpy()
             if states is not None:
                 kept |= {i: row[: len(ids[i])] for i, row in zip(chunk, last.cpu().numpy(), strict=True)}
         if states is not None:

@@ -113,11 +113,8 @@ def _weight_and_bias(wide: Mapping[str, np.ndarray], name: str) -> tuple[np.ndar
 
 
 def text_rows(pooled: np.ndarray, head: NumpyHead) -> np.ndarray:
-    """Token means ``(B, 7, 384)`` to vectors ``(B, 896)``, not yet normalised: ``mini_torch.two_parts`` in NumPy."""
-    trained = head(pooled[:, TEXT_LAYERS].reshape(len(pooled), -1))  # (B, 512)
-    words = pooled[:, -1]  # (B, 384)
-    weight = np.float32(CLASS_WEIGHT**0.5)
-    return np.concatenate([_unit(trained), weight * _unit(words)], axis=1)
+    """Token means ``(B, 7, 384)`` to vectors ``(B, D)``, not yet normalised."""
+    return head(pooled[:, TEXT_LAYERS].reshape(len(pooled), -1), pooled[:, -1])
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -125,15 +122,19 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 class NumpyHead:
-    """``ResidualHead`` without torch: a linear map, and a hidden layer that corrects it."""
+    """``mini_torch.ResidualHead`` without torch: a linear map, a hidden layer that corrects it, and what makes one
+    vector of its answer and that of the words."""
 
     def __init__(self, packed: Mapping[str, np.ndarray], prefix: str) -> None:
         wide = widen({name: tensor for name, tensor in packed.items() if name.startswith(prefix)})
         self._linear = _weight_and_bias(wide, f"{prefix}linear")
         self._up = _weight_and_bias(wide, f"{prefix}up")
         self._down = _weight_and_bias(wide, f"{prefix}down")
+        self._compact = wide.get(f"{prefix}compact.weight")
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """``(B, features)`` to ``(B, size)``, not normalised."""
+    def __call__(self, x: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """``(B, features)`` and the words' answer ``(B, 384)`` to ``(B, D)``, not normalised."""
         hidden = gelu(x @ self._up[0].T + self._up[1])
-        return x @ self._linear[0].T + self._linear[1] + hidden @ self._down[0].T + self._down[1]
+        head = x @ self._linear[0].T + self._linear[1] + hidden @ self._down[0].T + self._down[1]  # (B, 512)
+        both = np.concatenate([_unit(head), np.float32(CLASS_WEIGHT**0.5) * _unit(words)], axis=1)  # (B, 896)
+        return both if self._compact is None else both @ self._compact.T

@@ -83,28 +83,38 @@ class TextTower(nn.Module):
 
 
 class ResidualHead(nn.Module):
-    """Pooled features to the shared space: a linear map, and one wide hidden layer that corrects it."""
+    """Pooled features to the shared space: a linear map, and one wide hidden layer that corrects it.
 
-    def __init__(self, features: int, size: int, hidden: int, dropout: float = 0.0) -> None:
+    Its answer stands beside that of the words; with ``size`` a last linear map makes one compact vector of the two.
+    """
+
+    def __init__(self, features: int, dropout: float = 0.0, size: int | None = None) -> None:
         super().__init__()
-        self.linear = nn.Linear(features, size)
-        self.up = nn.Linear(features, hidden)
-        self.down = nn.Linear(hidden, size)
+        self.linear = nn.Linear(features, HEAD_SIZE)
+        self.up = nn.Linear(features, HIDDEN_SIZE)
+        self.down = nn.Linear(HIDDEN_SIZE, HEAD_SIZE)
         self.dropout = nn.Dropout(dropout)
+        self.compact = None if size is None else nn.Linear(HEAD_SIZE + WORD_SIZE, size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, features)`` to ``(B, size)``, not normalised."""
-        projected: Tensor = self.linear(x) + self.down(self.dropout(F.gelu(self.up(x))))
-        return projected
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        """``(B, features)`` and the words' answer ``(B, 384)`` to the vector of `mini`, not normalised."""
+        head = self.linear(x) + self.down(self.dropout(F.gelu(self.up(x))))  # (B, 512)
+        both = two_parts(head, words)  # (B, 896)
+        return both if self.compact is None else self.compact(both)
 
 
 class Heads(nn.Module):
-    """The trained part of `mini`: one head for pictures, one for texts."""
+    """The trained part of `mini`: one head for pictures, one for texts.
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    Args:
+        dropout: of their wide hidden layers.
+        size: numbers of a vector; None for the two answers side by side.
+    """
+
+    def __init__(self, dropout: float = 0.0, size: int | None = None) -> None:
         super().__init__()
-        self.image = ResidualHead(IMAGE_FEATURES, HEAD_SIZE, HIDDEN_SIZE, dropout)
-        self.text = ResidualHead(len(TEXT_LAYERS) * WORD_SIZE, HEAD_SIZE, HIDDEN_SIZE, dropout)
+        self.image = ResidualHead(IMAGE_FEATURES, dropout, size)
+        self.text = ResidualHead(len(TEXT_LAYERS) * WORD_SIZE, dropout, size)
 
 
 def text_features(pooled: Tensor) -> Tensor:
@@ -113,7 +123,7 @@ def text_features(pooled: Tensor) -> Tensor:
 
 
 def two_parts(head: Tensor, words: Tensor) -> Tensor:
-    """The vector of `mini`, not yet normalised: the head's answer ``(B, 512)`` beside the words' answer ``(B, 384)``.
+    """The head's answer ``(B, 512)`` beside the words' answer ``(B, 384)``.
 
     Of two such vectors the product is the cosine of the heads plus CLASS_WEIGHT times the cosine of the words.
     """
@@ -136,9 +146,10 @@ def load_text_tower(packed: Mapping[str, np.ndarray]) -> TextTower:
     return tower
 
 
-def load_heads(packed: Mapping[str, np.ndarray]) -> Heads:
+def load_heads(packed: Mapping[str, np.ndarray], dropout: float = 0.0) -> Heads:
     """Both heads from the tensors of ``head.safetensors``."""
-    heads = Heads().eval()
+    compact = packed.get("image.compact.weight")  # (D, 896)
+    heads = Heads(dropout, None if compact is None else len(compact)).eval()
     heads.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in widen(packed).items()})
     return heads
 

@@ -63,7 +63,7 @@ class Ema:
         Raises:
             UsageError: it is that of another model.
         """
-        _check_alike(self._average, state["average"])
+        check_alike(self._average, state["average"])
         for name, tensor in state["average"].items():
             self._average[name].copy_(tensor)
         self._updates = int(state["updates"])
@@ -91,7 +91,7 @@ def interpolate(first: Mapping[str, Tensor], last: Mapping[str, Tensor], alpha: 
 
     Example: a weight of 2 and one of 6 give 3 at alpha 0.25.
     """
-    _check_alike(first, last)
+    check_alike(first, last)
     point: dict[str, Tensor] = {}
     for name, begin in first.items():
         if begin.is_floating_point():
@@ -100,6 +100,28 @@ def interpolate(first: Mapping[str, Tensor], last: Mapping[str, Tensor], alpha: 
         else:
             point[name] = (begin if alpha <= 0.5 else last[name]).clone()
     return point
+
+
+def mean_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several states of one model (Wortsman et al. 2022, "Model soups").
+
+    Whole numbers come from the first; types and devices are those of the first.
+
+    Raises:
+        UsageError: there is none, or they have different names or shapes.
+
+    Example: weights of 1, 2 and 6 give 3.
+    """
+    if not states:
+        raise UsageError("name at least one model to average")
+    for other in states[1:]:
+        check_alike(states[0], other)
+    return {
+        name: torch.stack([_wide(state[name]).to(first.device) for state in states]).mean(dim=0).to(first.dtype)
+        if first.is_floating_point()
+        else first.clone()
+        for name, first in states[0].items()
+    }
 
 
 def best_point(
@@ -140,7 +162,8 @@ def _wide(tensor: Tensor) -> Tensor:
     return copy.float() if copy.is_floating_point() and copy.itemsize < 4 else copy
 
 
-def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+def check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Raise UsageError unless two states have the same names and shapes."""
     if one.keys() != other.keys():
         name = min(one.keys() ^ other.keys())
         raise UsageError(f"the two states are not of one model: only one of them has {name!r}")

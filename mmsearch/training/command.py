@@ -65,6 +65,7 @@ def dual(
         list[str] | None,
         typer.Option("--judge", help="More captioned pictures to choose by, beside dev."),
     ] = None,
+    fold: Annotated[str | None, _option("fold", "2/4 leaves out the second of four parts of the pictures.")] = None,
     fresh_head: Annotated[bool | None, typer.Option("--fresh-head", help="Begin with random heads.")] = None,
     train: Annotated[str | None, _option("train", f"What moves: {', '.join(PARTS)}.")] = None,
     image_blocks: Annotated[int | None, _option("image_blocks", "Last blocks of the image tower, for `last`.")] = None,
@@ -140,6 +141,37 @@ def dual(
         log=lambda line: typer.echo(line, err=True),
     )
     typer.echo(folder)
+
+
+@app.command()
+def combine(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs of train dual with the same --from.")],
+    data: Annotated[str, typer.Option(help="Captioned pictures whose dev split chooses.")],
+    out: Annotated[Path, typer.Option(help="New folder; --model OUT uses it afterwards.")],
+    images: Annotated[str, typer.Option(help="Where the pictures are, if they are not beside the captions.")] = "",
+    also: Annotated[list[str] | None, typer.Option(help="More captioned pictures for --size to look at.")] = None,
+    judges: Annotated[list[str] | None, typer.Option("--judge", help="More of them to choose by, beside dev.")] = None,
+    size: Annotated[int, typer.Option(help="Numbers of mini's vectors; 0 for as many as there are.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Where shared blocks' answers are kept.")] = None,
+    device: Device = None,
+) -> None:
+    """Average the weights of runs that are better together (a greedy soup), and make mini's vectors compact.
+
+    Example: mmsearch train combine runs/one runs/two --data flickr8k --out runs/both --size 384
+    """
+    from mmsearch.training.combine import combine
+    from mmsearch.training.settings import CombineSettings
+
+    settings = CombineSettings(tuple(map(str, runs)), data, images, tuple(also or ()), tuple(judges or ()), size)
+    combine(
+        out,
+        settings,
+        cache=cache,
+        device=device,
+        command=f"mmsearch {' '.join(sys.argv[1:])}",
+        log=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(out)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,25 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from indexer.encoders.device import pick_device
-from indexer.encoders.load import load_encoder
-from indexer.encoders.mini import CALIBRATION
 from indexer.errors import ModelError, UsageError
 from mmsearch.datasets import Captioned
 from mmsearch.training.average import Ema, best_point
-from mmsearch.training.calibrate import calibrate
 from mmsearch.training.checkpoint import load_state, save_state
 from mmsearch.training.distributed import World, average_gradients, broadcast, gather
+from mmsearch.training.finish import Measured, write_model
 from mmsearch.training.heap import keep_freed_memory
 from mmsearch.training.interrupt import Stop
 from mmsearch.training.losses import multi_positive_info_nce, sigmoid_loss, triplet_loss
-from mmsearch.training.material import gathered, readable
+from mmsearch.training.material import fold_of, gathered, readable
 from mmsearch.training.models import DualModel, State, Tower
 from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.lora import add_lora, merge_lora
 from mmsearch.training.optimiser import cosine_schedule, groups
 from mmsearch.training.retrieval import Recall, cross_entropy, fitting_scale, recalls
-from mmsearch.training.run import Facts, Quality, RunFolder, Start
-from mmsearch.training.settings import DualSettings
+from mmsearch.training.run import RunFolder
+from mmsearch.training.settings import DualSettings, parse_fold
 from mmsearch.training.sources import PLAIN, Choice, Pictures, Texts
 
 CHECKPOINTS, LAST, BEST, FEATURES = "checkpoints", "last.safetensors", "best.safetensors", "features"
@@ -45,8 +42,6 @@ ALPHAS = tuple(tenths / 10 for tenths in range(11))
 SAMPLE = 1024
 """Pictures and texts that the model looks at before training, to standardise what its heads read."""
 JUDGE_BATCH = 64
-CALIBRATED_BY = 3
-"""Pictures that the odds of a match are fitted on at least: there have to be pairs that do not match."""
 SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
 """With which the sigmoid loss begins (Zhai et al. 2023, section 3.2)."""
 
@@ -132,10 +127,11 @@ class _Run:
             (out / CHECKPOINTS).mkdir(exist_ok=True)
         seen = readable(seen, cache, log)
         judges = [(name, readable(part, cache, log)) for name, part in judges]
-        self._dev = judges[0][1]
-        self._batch = min(settings.batch, len(seen)) // world.size * world.size
+        self._judged_by = judges
+        self._kept = _kept(seen, settings.fold)
+        self._batch = min(settings.batch, len(self._kept)) // world.size * world.size
         if self._batch < 2:
-            raise UsageError(f"there are {len(seen)} pictures to train on; {max(2, world.size)} are the least")
+            raise UsageError(f"there are {len(self._kept)} pictures to train on; {max(2, world.size)} are the least")
         self._each = min(settings.captions, max(map(len, seen.captions)))
         first = np.cumsum([0, *(len(some) for some in seen.captions)]).tolist()
         self._captions = [np.arange(begin, end) for begin, end in itertools.pairwise(first)]
@@ -147,7 +143,7 @@ class _Run:
         self._optimiser = torch.optim.AdamW(_groups(self._model, settings))
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         self._ema = Ema(self._trained, settings.ema) if settings.ema else None
-        self._steps = len(seen) // self._batch
+        self._steps = len(self._kept) // self._batch
         self._step = 0
         self._losses: list[float] = []
         self._best = -1.0
@@ -207,40 +203,20 @@ class _Run:
         if self._settings.train == "lora":
             merge_lora(self._model.image)
             merge_lora(self._model.text)
-        self._model.save(out)
-        if len(self._dev) < CALIBRATED_BY:
-            self._log(f"not calibrated: {len(self._dev)} dev pictures are too few; an index will take mini's slopes")
-        else:
-            calibration = calibrate(load_encoder(str(out), self._device.type), self._dev, seed=self._settings.seed)
-            (out / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
-        self._folder.draw_curve()
-        quality = [
-            Quality(
-                data=judged.name,
-                pictures=len(judged.pictures),
-                captions=len(judged.texts),
-                text_to_image=recall.text_to_image,
-                image_to_text=recall.image_to_text,
-            )
-            for judged, recall in zip(self._judges, measured, strict=True)
-        ]
-        self._folder.write_card(
-            Facts(
-                title=f"{out.name}: a dual encoder trained with mmsearch",
-                what="Pictures and texts as vectors of one space. `mmsearch index --model` and `load_encoder` open it.",
-                licence=self._model.licence,
-                start=Start(name=self._settings.start, licence=self._model.licence),
-                data=self._data,
-                command=command,
-                best=best,
-                quality=quality,
-                limits=[
-                    "The dev split chose the epoch and the weights; measure on another one before comparing.",
-                    "What the training data does not show or say is known from the start alone.",
-                ],
-            )
+        write_model(
+            self._folder,
+            self._model,
+            measured=[
+                Measured(name, data, recall) for (name, data), recall in zip(self._judged_by, measured, strict=True)
+            ],
+            data=self._data,
+            start=self._settings.start,
+            best=best,
+            command=command,
+            device=self._device,
+            seed=self._settings.seed,
+            log=self._log,
         )
-        self._folder.close()
 
     def _read(
         self, seen: Captioned, judges: Sequence[tuple[str, Captioned]], cache: Path, compiled: bool
@@ -302,7 +278,7 @@ class _Run:
         settings, world = self._settings, self._world
         share = self._batch // world.size
         micro = settings.micro_batch or share
-        order = np.random.default_rng([settings.seed, 2, epoch]).permutation(len(self._pictures))
+        order = np.random.default_rng([settings.seed, 2, epoch]).permutation(self._kept)
         chosen: list[list[Choice]] = []
         captions: list[np.ndarray] = []
         for step in range(self._steps):
@@ -334,7 +310,8 @@ class _Run:
             torch.manual_seed(_number(settings.seed, self._step, number, self._world.rank))  # dropout, again the same
             with self._precision():
                 image = model.image.rest(images[number])  # (b, D)
-                text = model.text.rest(self._texts.rows(pieces[number].ravel(), epoch))  # (b·c, D)
+                parts, places = self._texts.parts(pieces[number].ravel(), epoch)
+                text = torch.cat([model.text.rest(part) for part in parts])[places.to(self._device)]  # (b·c, D)
             return image.repeat_interleave(self._each, dim=0), text
 
         group = gather(self._owner(texts))  # (B·c,)
@@ -541,6 +518,14 @@ def _groups(model: DualModel, settings: DualSettings) -> list[dict[str, Any]]:
         towers[name], rates[name] = list(tower.stages[:-1]), rate
     towers["scale"], rates["scale"] = [[model.logit_scale, model.logit_bias]], settings.learning_rate
     return groups(towers, rates, layer_decay=settings.layer_decay, weight_decay=settings.weight_decay)
+
+
+def _kept(seen: Captioned, fold: str) -> np.ndarray:
+    """The numbers of the pictures that are trained on: all, or all but a part that is left out."""
+    if not fold:
+        return np.arange(len(seen))
+    left_out, count = parse_fold(fold)
+    return np.array([n for n, picture in enumerate(seen.pictures) if fold_of(picture, count) != left_out])
 
 
 def _some(captions: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

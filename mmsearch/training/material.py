@@ -15,11 +15,11 @@ from indexer.errors import DecodeError, UsageError
 from mmsearch.datasets import Captioned, Dataset, Picture, open_dataset
 from mmsearch.datasets.model import KIND_OF
 from mmsearch.training.run import Data
-from mmsearch.training.settings import DualSettings
+from mmsearch.training.settings import CombineSettings, DualSettings
 
 
 def gathered(
-    settings: DualSettings, log: Callable[[str], None]
+    settings: DualSettings | CombineSettings, log: Callable[[str], None]
 ) -> tuple[Captioned, list[tuple[str, Captioned]], list[Data]]:
     """What is trained on, what is judged by (dev first), and what a model card says of them."""
     dataset = open_dataset(settings.data, images=settings.images or None)
@@ -78,6 +78,12 @@ def _reason(picture: Picture) -> str:
 def identity(picture: Picture) -> str:
     """What tells whether a picture is still the same, without reading it."""
     return f"{picture.name} {picture.path.stat().st_size} {picture.box} {picture.member}"
+
+
+def fold_of(picture: Picture, count: int) -> int:
+    """The part, from 1 to ``count``, to which a picture belongs: by its name, whatever else is in the data."""
+    digest = hashlib.blake2b(picture.name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % count + 1
 
 
 def _joined(parts: Sequence[Captioned]) -> Captioned:

@@ -59,6 +59,8 @@ class DualSettings:
     """More of them, trained on beside ``data``: all splits but dev, val and test."""
     judges: tuple[str, ...] = ()
     """More captioned pictures to choose by: the value of a model is its mean recall, averaged over these and dev."""
+    fold: str = ""
+    """``2/4`` leaves out the second of four parts of the training pictures, for a model that has not seen them."""
     start: str = "mini"
     """What training starts from: see ``load_trainable``."""
     fresh_head: bool = False
@@ -126,5 +128,35 @@ class DualSettings:
         for name, least in (("epochs", 1), ("batch", 2), ("micro_batch", 0), ("captions", 1), ("views", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.fold:
+            parse_fold(self.fold)
         if self.train == "last" and not (self.image_blocks or self.text_blocks):
             raise UsageError("train is 'last' without a number of blocks; set image_blocks, text_blocks or both")
+
+
+@dataclass(frozen=True, slots=True)
+class CombineSettings:
+    """What one model is made of that several runs become, besides the files."""
+
+    runs: tuple[str, ...] = ()
+    """Folders of runs that began with the same weights."""
+    data: str = ""
+    """As in ``DualSettings``, likewise the next three."""
+    images: str = ""
+    also: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    size: int = 0
+    """Numbers of a vector of `mini`; 0 for as many as the runs have."""
+    seed: int = 0
+
+
+def parse_fold(text: str) -> tuple[int, int]:
+    """``"2/4"`` to its numbers: the second of four.
+
+    Raises:
+        UsageError: it is not of that form, or not a part of two or more.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and int(count) > 1):
+        raise UsageError(f"fold is {text!r}; write 2/4 to leave out the second of four parts")
+    return int(number), int(count)

@@ -7,19 +7,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsearch.datasets import Picture
 from mmsearch.training.augment import Augmentation, PictureAugmentation, drop_words, generator
 from mmsearch.training.material import identity
-from mmsearch.training.models import DualModel, State, Tower
+from mmsearch.training.models import DualModel, State
 
 CHUNK = 8
 """Pictures that go through the frozen stages at once: on a CPU their activations should fit the cache."""
@@ -123,7 +123,7 @@ class Pictures:
         self._views = views
         self._workers = ThreadPoolExecutor(max(2, torch.get_num_threads()))
         content = "\n".join(identity(picture) for picture in pictures)
-        frozen = digest(model.image)
+        frozen = digest(model.image.stages[: model.image.frozen])
         self._stores = [
             kept(
                 folder / f"{name}-{view}",
@@ -217,12 +217,16 @@ class Texts:
         seed: int = 0,
     ) -> None:
         self._model, self._texts, self._device = model, texts, device
+        self._lengths = np.array([len(text) for text in texts])
         self._drop, self._seed = drop, seed
         if drop:
             return
         key = hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
         self._store = kept(
-            folder / f"{name}-texts", "\n".join([model.input_key, digest(model.text), key]), len(texts), self._computed
+            folder / f"{name}-texts",
+            "\n".join([model.input_key, digest(model.text.stages[: model.text.frozen]), key]),
+            len(texts),
+            self._computed,
         )
 
     def __len__(self) -> int:
@@ -237,6 +241,12 @@ class Texts:
             for number in numbers
         ]
         return self._trunk(self._model.tokens(changed))
+
+    def parts(self, numbers: np.ndarray, epoch: int = 0) -> tuple[list[State], Tensor]:
+        """``rows`` in parts of like length, which need little padding, and the place of each text in all of them."""
+        order = np.argsort(self._lengths[numbers], kind="stable")
+        chunks = [order[start : start + TEXT_CHUNK] for start in range(0, len(order), TEXT_CHUNK)]
+        return [self.rows(numbers[chunk], epoch) for chunk in chunks], torch.from_numpy(np.argsort(order))
 
     def _computed(self) -> Iterator[tuple[Sequence[int], State]]:
         tokens = self._model.tokens(self._texts)
@@ -256,10 +266,10 @@ class Texts:
         return self._model.text.trunk(tuple(part.to(self._device) for part in tokens))
 
 
-def digest(tower: Tower) -> str:
-    """A digest of the frozen stages of a tower, by which their answers are recognised."""
+def digest(stages: Iterable[nn.Module]) -> str:
+    """A digest of the weights of some stages, by which their answers are recognised."""
     found = hashlib.blake2b(digest_size=16)
-    for number, stage in enumerate(tower.stages[: tower.frozen]):
+    for number, stage in enumerate(stages):
         for name, tensor in sorted(stage.state_dict().items()):
             found.update(f"{number} {name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -40,7 +40,6 @@ from indexer.encoders.mini_torch import (
     load_image_tower,
     load_text_tower,
     pad,
-    two_parts,
 )
 from indexer.encoders.quantised import quantise
 from indexer.errors import UsageError
@@ -83,9 +82,7 @@ class MiniModel(DualModel):
                 raise UsageError(f"no {name} in {folder}: it holds no model of the kind {ARCHITECTURE} to start from")
         packed = load_file(folder / IMAGE)
         image, text = load_image_tower(packed), load_text_tower(load_file(folder / TEXT))
-        heads = Heads(dropout)
-        if not fresh_head:
-            heads.load_state_dict(load_heads(load_file(folder / HEAD)).state_dict())
+        heads = Heads(dropout) if fresh_head else load_heads(load_file(folder / HEAD), dropout)
         net = image.net
         super().__init__(
             Tower(
@@ -133,6 +130,16 @@ class MiniModel(DualModel):
                 state = stage(state)
             head.standardise(head.features(state))
 
+    @torch.no_grad()
+    def compact(self, directions: np.ndarray) -> None:
+        """Fold the vectors into fewer numbers: ``directions: (d, D)`` of their present D."""
+        for side in self._heads:
+            size, head = len(directions), side.head
+            fold = nn.Linear(HEAD_SIZE + WORD_SIZE, size, bias=False).to(head.linear.weight)
+            before = torch.eye(HEAD_SIZE + WORD_SIZE) if head.compact is None else head.compact.weight.cpu()
+            fold.weight.copy_(torch.from_numpy(directions) @ before)
+            head.compact = fold
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if self._tokenizer.resolve() != (folder / TOKENIZER).resolve():
@@ -150,9 +157,10 @@ class MiniModel(DualModel):
         }
         # By column: folding the standardisation has made each column as large as its feature is small.
         save_file(quantise(_arrays(heads), along=0), folder / HEAD)
+        compact = self._heads[0].head.compact
         config = {
             "architecture": ARCHITECTURE,
-            "dim": HEAD_SIZE + WORD_SIZE,
+            "dim": HEAD_SIZE + WORD_SIZE if compact is None else compact.out_features,
             "fingerprint": weights_digest(folder),
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -164,7 +172,7 @@ class MiniModel(DualModel):
         return image, text
 
     def _packed_image(self) -> dict[str, np.ndarray]:
-        """The image tower as ``image.safetensors`` holds it: convolutions in float16, normalisations in float32.
+        """The image tower as ``image.safetensors`` holds it: matrices in float16, vectors in float32.
 
         Training has the normalisations folded into the convolutions. In a block that was trained each output channel
         is scaled to a largest weight of 1, so that float16 has digits for all of them, and its normalisation, without
@@ -182,6 +190,10 @@ class MiniModel(DualModel):
             packed[f"{norm}.bias"] = module.bias.detach().cpu().numpy()
             packed[f"{norm}.running_mean"] = np.zeros_like(scale)
             packed[f"{norm}.running_var"] = np.full_like(scale, 1.0 - NORM_EPSILON)
+        pool = self.image.stages[-2]
+        assert isinstance(pool, _Pool)
+        classifier = {f"classifier.{name}": tensor for name, tensor in pool.classifier.state_dict().items()}
+        packed |= {name: array.astype(packed[name].dtype) for name, array in _arrays(classifier).items()}
         return {name: np.ascontiguousarray(tensor) for name, tensor in packed.items()}
 
 
@@ -289,7 +301,7 @@ class _Head(nn.Module, ABC):
         x = (self.features(state).float() - self.mean) / self.std
         if self.training and self.noise:
             x = x + self.noise * torch.randn_like(x)
-        return (two_parts(self.head(x), self.words(state).float()),)
+        return (self.head(x, self.words(state).float()),)
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
