@@ -62,9 +62,12 @@ class _TokenRun:
         self.compressor = compressor
         self.progress = progress
         with writer.catalogue.read() as reader:
-            self._rows = reader.rows_without_tokens()
-            self._present = reader.counts()["items:image"] - len(self._rows)
-        self._counts = dict.fromkeys(("added", "changed", "missing", "from_memory"), 0)
+            without = reader.rows_without_tokens()
+            self._rows = np.setdiff1d(without, reader.rows_from_memory(Modality.IMAGE))
+            pictures = reader.counts()["items:image"]
+        self._counts = dict.fromkeys(("added", "changed", "missing"), 0)
+        self._counts["from_memory"] = len(without) - len(self._rows)
+        self._counts["present"] = pictures - len(without)
         self._skipped: list[Skipped] = []
         self._reading: deque[int] = deque()
         self._pictures: list[tuple[int, str, np.ndarray]] = []
@@ -76,25 +79,19 @@ class _TokenRun:
             with self.writer.catalogue.read() as reader:
                 items = reader.items_at(Modality.IMAGE, rows)
             for row in rows:
-                if items[row].asset.path:
-                    self._reading.append(row)
-                    yield items[row].asset
-                else:
-                    self._counts["from_memory"] += 1
+                self._reading.append(row)
+                yield items[row].asset
 
     def _read(self, asset: Asset) -> Read:
         found = Found(asset.path, asset.size, asset.mtime_ns, asset.modality)
-        return read_file(found, self.encoder, lambda digest: digest == asset.digest, 0)
+        return read_file(found, self.encoder, lambda digest: digest == asset.digest, max_text_bytes=0)
 
     def read_and_store(self) -> None:
         """Read, embed and store, a batch at a time."""
-        done = 0
         with closing(read_ahead(self._read, self._todo())) as reads:
-            for read in reads:
+            for done, read in enumerate(reads, 1):
                 self._take(self._reading.popleft(), read)
-                done += 1
-                files = len(self._rows) - self._counts["from_memory"]
-                self.progress(Progress(done, files, len(self._skipped), read.found.path))
+                self.progress(Progress(done, len(self._rows), len(self._skipped), read.found.path))
         self._flush()
 
     def _take(self, row: int, read: Read) -> None:
@@ -129,4 +126,4 @@ class _TokenRun:
 
     def report(self, seconds: float) -> TokensReport:
         """What was done."""
-        return TokensReport(**self._counts, present=self._present, seconds=seconds, skipped=tuple(self._skipped))
+        return TokensReport(**self._counts, seconds=seconds, skipped=tuple(self._skipped))

@@ -294,6 +294,11 @@ class Reader:
             rows.update(self._connection.scalars(below))
         return np.array(sorted(rows), dtype=np.int64)
 
+    def rows_from_memory(self, modality: Modality) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the items that belong to no file."""
+        query = sa.select(ITEMS.c.row).join(ASSETS).where(ITEMS.c.modality == modality.value, ASSETS.c.key.is_not(None))
+        return np.fromiter(self._connection.scalars(query.order_by(ITEMS.c.row)), dtype=np.int64)
+
     def freed(self, modality: Modality, *, erased: bool | None = None) -> np.ndarray:
         """Rows ``(R,)``, sorted, that belong to nothing; with ``erased`` only those that are, or are not yet, zeros."""
         query = sa.select(FREED.c.row).where(FREED.c.modality == modality.value)

@@ -33,8 +33,8 @@ _VERIFY_CHUNK = 4096
 class VerifyReport:
     """What a check of the whole index found.
 
-    ``repaired`` was put right; the files among it are embedded again by the next ``mmsearch index``. ``lost`` cannot be
-    put right from here.
+    ``repaired`` was put right; the files among it are embedded again by the next ``mmsearch index``, or, where only
+    their image tokens were taken out, by ``mmsearch index --add-tokens``. ``lost`` cannot be put right from here.
     """
 
     vectors: int

@@ -1,19 +1,25 @@
-"""The process that test_survival.py kills: it indexes a folder, compacts, and says on stdout what it has committed.
+"""The process that test_survival.py kills: it indexes a folder, adds image tokens, compacts, and says on stdout what it
+has committed.
 
-python kill_child.py FOLDER INDEX
+python kill_child.py FOLDER INDEX [--no-tokens]
+
+With --no-tokens new pictures are stored without, and get their tokens afterwards.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from colour_encoder import ColourEncoder
+import numpy as np
+from colour_encoder import ColourCompressor, PatchColourEncoder
 
-import mmsearch
-from indexer.index import Change, IndexWriter, Put
+from indexer.index import Change, Index, IndexWriter, Put
+from indexer.pipeline import add_tokens, update
 
 _apply = IndexWriter.apply
+_put_tokens = IndexWriter.put_tokens
 
 
 def apply_and_say(writer: IndexWriter, changes: Sequence[Change]) -> list[int]:
@@ -26,13 +32,25 @@ def apply_and_say(writer: IndexWriter, changes: Sequence[Change]) -> list[int]:
     return done
 
 
-def main(folder: str, index: str) -> None:
+def put_tokens_and_say(writer: IndexWriter, rows: np.ndarray, tokens: np.ndarray) -> None:
+    """Commit, and only then print how many more pictures have tokens."""
+    _put_tokens(writer, rows, tokens)
+    print("tokens", len(rows), flush=True)
+
+
+def main(folder: str, index: str, *options: str) -> None:
     """Run to the end, unless killed."""
     IndexWriter.apply = apply_and_say  # type: ignore[method-assign]
-    with mmsearch.open(index, model=ColourEncoder()) as library:
-        print("ready", flush=True)
-        library.index(folder)
-        library.compact()
+    IndexWriter.put_tokens = put_tokens_and_say  # type: ignore[method-assign]
+    encoder, compressor = PatchColourEncoder(), ColourCompressor()
+    print("ready", flush=True)
+    path = Path(index)
+    made = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "dim": encoder.dim}
+    with Index.open(path) if Index.exists(path) else Index.create(path, **made) as opened:  # type: ignore[arg-type]
+        update(opened, encoder, [folder], compressor=None if "--no-tokens" in options else compressor)
+        add_tokens(opened, encoder, compressor)
+        with opened.writing() as writer:
+            writer.compact()
     print("done", flush=True)
 
 

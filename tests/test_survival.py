@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -14,18 +15,23 @@ import sys
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from colour_encoder import ColourEncoder
+from colour_encoder import ColourCompressor, ColourEncoder, PatchColourEncoder
 from PIL import Image
 from test_pipeline import colour, stored, vector
 
 import mmsearch
+from indexer.catalogue import Catalogue, Writer
 from indexer.errors import IndexBusy, StorageError
 from indexer.index import Index
+from indexer.pipeline import add_tokens, update
+from indexer.rowfile import RowFile
 from indexer.types import Modality
 
 KILLS = 50
@@ -36,17 +42,27 @@ Paint = Callable[..., Path]
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
 
 
-def everything(folder: Path) -> dict[tuple[str, str | None, int | None], list[float]]:
-    """All that an index holds: (path, text, first line) to vector."""
+def everything(folder: Path) -> dict[tuple[str, str | None, int | None], tuple[bytes, bytes | None]]:
+    """All that an index holds: (path, text, first line) to the bytes of the vector and of the tokens, if it has any."""
     found = {}
     with Index.open(folder) as index, index.snapshot() as snapshot:
         for modality in Modality:
             file = snapshot.vectors[modality]
-            rows = np.setdiff1d(np.arange(file.rows), snapshot.dead[modality]).tolist()
-            for row, item in snapshot.reader.items_at(modality, rows).items():
+            rows = np.setdiff1d(np.arange(file.rows), snapshot.dead[modality])
+            for row, item in snapshot.reader.items_at(modality, rows.tolist()).items():
                 line = item.span.first_line if item.span else None
-                found[item.asset.path, item.text, line] = file.fetch(np.array([row]))[0].round(5).tolist()
+                here = np.array([row])
+                tokens = None
+                if modality is Modality.IMAGE and snapshot.tokens(here)[1].all():
+                    assert snapshot.token_file is not None
+                    tokens = snapshot.token_file.fetch(here).tobytes()
+                found[item.asset.path, item.text, line] = file.fetch(here).tobytes(), tokens
     return found
+
+
+def with_tokens(index: Path) -> int:
+    """How many pictures have sound tokens."""
+    return sum(tokens is not None for _, tokens in everything(index).values())
 
 
 def mutate(folder: Path, rng: random.Random, turn: int) -> None:
@@ -71,15 +87,16 @@ def mutate(folder: Path, rng: random.Random, turn: int) -> None:
         (folder / f"notes{n}.txt").write_text("\n\n".join(lines) or "nothing")
 
 
-def start(folder: Path, index: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(CHILD), str(folder), str(index)]
+def start(folder: Path, index: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(CHILD), str(folder), str(index), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.timeout(600)
 def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
     """Killed at a random moment: the index verifies, all that was reported as committed is there; in the end it is
-    equal to an index that was never disturbed."""
+    equal, vectors and tokens byte by byte, to an index that was never disturbed. Every other run stores its pictures
+    without tokens and adds these afterwards."""
     rng = random.Random(20)
     photos, index = tmp_path / "photos", tmp_path / "index"
     photos.mkdir()
@@ -88,7 +105,7 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
         if killed == KILLS:
             break
         mutate(photos, rng, turn)
-        child = start(photos, index)
+        child = start(photos, index, *(["--no-tokens"] if turn % 2 else []))
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         began = time.monotonic()
@@ -108,15 +125,101 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
             assert report.sound, report
             held = {path for path, _, _ in everything(index)}
             assert safe <= held, f"turn {turn}: committed and lost: {safe - held}"
+            added = sum(int(line.removeprefix("tokens ")) for line in said if line.startswith("tokens "))
+            assert with_tokens(index) >= added, f"turn {turn}: tokens were committed and lost"
     assert killed == KILLS
+    for folder in (index, tmp_path / "undisturbed"):
+        run = start(photos, folder)
+        assert run.communicate()[0].splitlines()[-1] == "done"
     with mmsearch.open(index, model=ColourEncoder()) as library:
-        library.index(photos)
         assert library.verify().sound
-    with mmsearch.open(tmp_path / "undisturbed", model=ColourEncoder()) as library:
-        library.index(photos)
     expected = everything(tmp_path / "undisturbed")
     assert len(expected) > 500
+    assert with_tokens(tmp_path / "undisturbed") == sum(text is None for _, text, _ in expected)
     assert everything(index) == expected
+
+
+class Steps:
+    """Dies, as by kill -9, at one of the steps that a writer takes, counted: write, fsync, commit, deletion."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last
+        for holder, name in ((RowFile, "append"), (RowFile, "overwrite"), (os, "fsync"), (Path, "unlink")):
+            setattr(holder, name, self._before(getattr(holder, name)))
+        Catalogue.write = self._committing(Catalogue.write)  # type: ignore[method-assign]
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os._exit(9)
+
+    def _before(self, do: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object, **options: object) -> object:
+            self.step()
+            return do(*args, **options)
+
+        return counted
+
+    def _committing(self, write: Callable[[Catalogue], AbstractContextManager[Writer]]) -> Any:
+        @contextmanager
+        def counted(catalogue: Catalogue) -> Iterator[Writer]:
+            with write(catalogue) as writer:
+                yield writer
+            self.step()
+
+        return counted
+
+
+def tend(folder: Path, photos: Path) -> None:
+    """One run, the replacement of all tokens by others, and a compaction."""
+    encoder = PatchColourEncoder()
+    with Index.open(folder) as index:
+        with index.snapshot() as snapshot:
+            held = snapshot.state.tokens
+        first, then = ColourCompressor("f125"), ColourCompressor("7e4")
+        update(index, encoder, [photos], compressor=then if held == then.format else first)
+        add_tokens(index, encoder, then)
+        with index.writing() as writer:
+            writer.compact()
+
+
+def test_a_kill_at_every_step_loses_nothing(tmp_path: Path, paint: Paint) -> None:
+    """Files come, change, move and go, tokens are replaced, and the writer dies at its first step, its second, …"""
+    base, encoder = tmp_path / "base", PatchColourEncoder()
+    for n in range(6):
+        photos = paint(f"{n}.png", colour(n)).parent
+    with Index.create(base, encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim) as index:
+        update(index, encoder, [photos], compressor=ColourCompressor("f125"))
+    paint("0.png", colour(100))
+    (photos / "1.png").unlink()
+    (photos / "2.png").rename(photos / "moved.png")
+    shutil.copy(photos / "3.png", photos / "copy.png")
+    paint("6.png", colour(101))
+    shutil.copytree(base, tmp_path / "undisturbed")
+    tend(tmp_path / "undisturbed", photos)
+    expected = everything(tmp_path / "undisturbed")
+    assert len(expected) == with_tokens(tmp_path / "undisturbed") == 7
+    for last in itertools.count(1):
+        index_folder = tmp_path / "index"
+        shutil.copytree(base, index_folder)
+        child = os.fork()
+        if child == 0:
+            try:
+                Steps(last)
+                tend(index_folder, photos)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 9)
+        with Index.open(index_folder) as index, index.writing() as writer:
+            assert writer.verify().sound, f"step {last}"
+        tend(index_folder, photos)
+        assert everything(index_folder) == expected, f"step {last}"
+        shutil.rmtree(index_folder)
+        if status == 0:
+            break
+    assert last > 20
 
 
 # -- other processes, disks, permissions -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from colour_encoder import ColourCompressor, ColourEncoder, PatchColourEncoder
 from conftest import BLUE, GREEN, RED, SAMPLES
 from PIL import Image
 
-from indexer import pipeline
+from indexer import reading
 from indexer.decode import decode_image
 from indexer.discover import Found
 from indexer.encoders.mini import MiniEncoder
@@ -323,12 +323,12 @@ def test_a_file_that_vanishes_on_the_way_is_counted(
     index: Index, encoder: PatchColourEncoder, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update(index, encoder, [photos])
-    original = pipeline.read_file
+    original = reading.read_file
 
-    def delete_and_read(found: Found, *rest: object) -> object:
+    def delete_and_read(found: Found, *rest: object, **options: object) -> object:
         if found.path.endswith("green.png"):
             Path(found.path).unlink()
-        return original(found, *rest)  # type: ignore[arg-type]
+        return original(found, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("indexer.add_tokens.read_file", delete_and_read)
     assert report_of(add_tokens(index, encoder, ColourCompressor())) == {"added": 2, "missing": 1}

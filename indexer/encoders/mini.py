@@ -97,8 +97,7 @@ class MiniEncoder:
         return unit_rows(np.concatenate(parts), "image")
 
     def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, D)`` and patches
-        ``(B, 81, 352)``."""
+        """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to unit rows ``(B, D)`` and patches ``(B, 81, 352)``."""
         parts, patches = [np.zeros((0, self.dim), np.float32)], [np.zeros((0, *PATCHES), np.float32)]
         for pixels in self._chunks(batch):
             rows, maps = self._encode_chunk(pixels)
