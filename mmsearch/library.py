@@ -56,6 +56,10 @@ class Status:
     erased: int
     """Vectors that are zeros now and take up space until ``compact``."""
     bytes: int
+    tokens: str | None
+    """Whose image tokens the index holds, as the reranker is called; None if it holds none."""
+    without_tokens: int
+    """Pictures that have none."""
     skipped: tuple[Skipped, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -319,6 +323,8 @@ class Library:
             counts = snapshot.reader.counts()
             skipped = snapshot.reader.skipped()
             erased = sum(len(dead) for dead in snapshot.dead.values())
+            tokens = snapshot.state.tokens
+            without_tokens = len(snapshot.reader.rows_without_tokens())
         made = index.manifest
         return Status(
             folder=str(self.folder),
@@ -330,6 +336,8 @@ class Library:
             items={str(m): counts[f"items:{m}"] for m in Modality},
             erased=erased,
             bytes=sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
+            tokens=None if tokens is None else tokens.name,
+            without_tokens=without_tokens,
             skipped=tuple(skipped),
         )
 

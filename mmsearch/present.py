@@ -105,6 +105,9 @@ def status_lines(status: Status) -> list[str]:
         f"on disk    {status.bytes / 1e6:,.1f} MB",
         f"created    {status.created}",
     ]
+    if status.tokens is not None:
+        pictures = status.items.get("image", 0)
+        lines.append(f"tokens     {status.tokens}, of {pictures - status.without_tokens:,} of {pictures:,} pictures")
     if status.erased:
         lines.append(f"erased     {status.erased:,} vectors; 'mmsearch compact' gives their space back")
     if status.skipped:

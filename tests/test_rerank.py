@@ -24,6 +24,7 @@ from indexer.errors import DecodeError, ModelError, ModelMismatch, UsageError
 from indexer.tokens import TokenFormat, pack, unpack
 from indexer.types import Modality
 from mmsearch import calibration
+from mmsearch.present import status_lines
 from mmsearch.query import parse_query
 from mmsearch.rerank import PictureSide, TextSide, fusion_onnx, load, stage
 from mmsearch.rerank.fusion_onnx import FusionCompressor, FusionReranker
@@ -224,7 +225,7 @@ def probability(log_odds: float) -> float:
 
 
 def test_a_detail_that_the_vector_does_not_show_is_found(fused: mmsearch.Library) -> None:
-    """In bytes a token is within one part in 2,048.
+    """In bytes √2 is within one part in 2,048, and √½ is 63 of its 127 steps.
 
     Blue with a red quarter is (0.25, 0, 0.75, 0.5): with "red" its cosine is 0.5 / √(1.25 · 0.875) = 0.478, log-odds
     -6.44, behind violet. Its best token is pure red: 0.5 · -6.44 + 4 · √2 - 1 = 1.44; violet has 4 · √½ - 1 and half of
@@ -244,7 +245,7 @@ def test_a_detail_that_the_vector_does_not_show_is_found(fused: mmsearch.Library
     dual = 20 * (0.5 / math.sqrt(1.25 * 0.875) - 0.5) - 6
     assert hits[0].score == pytest.approx(probability(0.5 * dual + 4 * math.sqrt(2) - 1), abs=5e-4)
     dual = 20 * (1.25 / math.sqrt(1.25 * 2.25) - 0.5) - 6
-    assert hits[1].score == pytest.approx(probability(0.5 * dual + 4 * math.sqrt(0.5) - 1), abs=5e-4)
+    assert hits[1].score == pytest.approx(probability(0.5 * dual + 4 * math.sqrt(2) * 63 / 127 - 1), abs=5e-4)
     assert hits[2].score == before[2].score
     assert hits.not_reranked is None
     assert hits[0].as_dict()["reranked"] is True
@@ -433,6 +434,7 @@ def test_without_reranking_the_answers_are_those_of_a_library_that_has_no_rerank
 
 def test_an_index_without_tokens_says_so_and_gets_them(fused: mmsearch.Library, photos: Path) -> None:
     fused.index(photos, tokens=False)
+    assert (fused.status().tokens, fused.status().without_tokens) == (None, 3)
     before = fused.query("red", k=6)
     assert before.not_reranked == "the index holds no image tokens; 'mmsearch index --add-tokens' makes them"
     assert before == fused.query("red", k=6, rerank=False)
@@ -451,6 +453,9 @@ def test_some_pictures_without_tokens_are_counted(fused: mmsearch.Library, photo
     fused.index(photos, tokens=False)
     hits = fused.query("red", kind="image", k=3)
     assert [hit.reranked for hit in hits] == [True, False, False]
+    status = fused.status()
+    assert (status.tokens, status.without_tokens) == ("sum-of-best", 2)
+    assert "tokens     sum-of-best, of 1 of 3 pictures" in status_lines(status)
     said = "2 of the 3 best pictures have no image tokens; 'mmsearch index --add-tokens' makes them"
     assert hits.not_reranked == said
     assert fused.query("red", kind="image", k=3, candidates=1).not_reranked is None
