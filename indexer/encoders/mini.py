@@ -130,17 +130,10 @@ class MiniEncoder:
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         return [ids if len(ids) <= MAX_TOKENS else [*ids[:last], ids[-1]] for ids in encoded]
 
-    def image_tower(self) -> tuple[torch.device, ImageTower]:
-        """The frozen image tower, for training, and where it is."""
-        return self._device, self._image_tower
-
-    def text_tower(self) -> tuple[torch.device, TextTower]:
-        """The frozen text tower, for training, and where it is."""
-        return self._device, self._text_tower
-
-    def towers_digest(self) -> str:
-        """A digest of the frozen part alone, by which training recognises features it has computed before."""
-        return _digest(self._folder, (IMAGE, TEXT, TOKENIZER))
+    def vocabulary(self) -> list[str]:
+        """The tokens of the text tower, words and parts of words, in the order of their numbers."""
+        numbers = self._tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
 
     def _encode_by_numpy(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         from indexer.encoders.mini_text import text_rows
@@ -233,12 +226,8 @@ def weights_digest(folder: Path) -> str:
     """The ``fingerprint``: a digest of the four files, and of the settings, that vectors depend on."""
     from indexer.encoders.mini_text import CLASS_WEIGHT
 
-    return _digest(folder, (IMAGE, TEXT, HEAD, TOKENIZER), f"{CLASS_WEIGHT}\n")
-
-
-def _digest(folder: Path, names: Sequence[str], setting: str = "") -> str:
-    digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}{setting}".encode(), digest_size=16)
-    for name in names:
+    digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}{CLASS_WEIGHT}\n".encode(), digest_size=16)
+    for name in (IMAGE, TEXT, HEAD, TOKENIZER):
         content = (folder / name).read_bytes()
         digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -129,6 +130,10 @@ class MiniModel(DualModel):
             for stage in tower.stages[tower.frozen : -1]:
                 state = stage(state)
             head.standardise(head.features(state))
+
+    def vocabulary(self) -> list[str]:
+        """The plain words of the tokenizer, sorted: what texts can be about, whatever the captions are about."""
+        return sorted(word for word in self._encoder.vocabulary() if re.fullmatch("[a-z]{3,}", word))
 
     @torch.no_grad()
     def compact(self, directions: np.ndarray) -> None:
