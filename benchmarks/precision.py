@@ -18,7 +18,7 @@ from indexer.encoders.load import load_encoder
 from indexer.encoders.rows import unit_rows
 from mmsearch.datasets import open_dataset
 from mmsearch.evaluation import evaluate
-from mmsearch.training.combine import mixed, open_alike
+from mmsearch.training.combine import FEATURES, mixed, open_alike
 from mmsearch.training.models import DualModel
 from mmsearch.training.run import CONFIG, read_settings
 from mmsearch.training.settings import CombineSettings
@@ -53,10 +53,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path, help="the folder of Flickr8k")
     parser.add_argument("run", type=Path, help="what `mmsearch train combine` wrote")
+    parser.add_argument("--cache", type=Path, help="that of `train combine`, if it had one")
     asked = parser.parse_args()
     settings = read_settings(asked.run / CONFIG, CombineSettings)
     device = torch.device("cpu")
-    cache = asked.run / "features"
+    cache = asked.cache or asked.run / FEATURES
     made = mixed(open_alike(settings, device), settings, cache, device, _to_stderr, lambda _: None)
     rounded = load_encoder(str(asked.run), "cpu")
     dev = open_dataset(asked.data).split("dev")
