@@ -19,6 +19,7 @@ from indexer.encoders.rows import unit_rows
 from mmsearch.datasets import open_dataset
 from mmsearch.evaluation import evaluate
 from mmsearch.training.combine import FEATURES, mixed, open_alike
+from mmsearch.training.material import gathered
 from mmsearch.training.models import DualModel
 from mmsearch.training.run import CONFIG, read_settings
 from mmsearch.training.settings import CombineSettings
@@ -58,7 +59,8 @@ def main() -> None:
     settings = read_settings(asked.run / CONFIG, CombineSettings)
     device = torch.device("cpu")
     cache = asked.cache or asked.run / FEATURES
-    made = mixed(open_alike(settings, device), settings, cache, device, _to_stderr, lambda _: None)
+    models, material = open_alike(settings, device), gathered(settings, _to_stderr)
+    made = mixed(models, settings, material, cache, device, _to_stderr, lambda _: None)
     rounded = load_encoder(str(asked.run), "cpu")
     dev = open_dataset(asked.data).split("dev")
     before, after = evaluate(Unrounded(made.model, rounded), dev), evaluate(rounded, dev)

@@ -47,7 +47,7 @@ class MiniEncoder:
     A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
     quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of
     the ImageNet class names that the classifier sees in it. The first knows how people describe scenes, the second has
-    names for a thousand things. A linear map folds the two into one compact vector.
+    names for a thousand things. Where the weights hold a linear map for it, the two become one compact vector.
 
     The constructor reads two small JSON files. Torch is imported by the first picture or the first large batch of
     texts, never by a question.

@@ -69,8 +69,9 @@ def combine(
     """
     where = pick_device(device)
     models = open_alike(settings, where)
+    material = gathered(settings, log)
     folder = RunFolder.create(out, settings, say=log)
-    made = mixed(models, settings, cache or out / FEATURES, where, log, folder.log)
+    made = mixed(models, settings, material, cache or out / FEATURES, where, log, folder.log)
     write_model(
         folder,
         made.model,
@@ -105,21 +106,30 @@ def open_alike(settings: CombineSettings, device: torch.device) -> list[DualMode
     models = [load_trainable(run).to(device).eval() for run in settings.runs]
     for other in models[1:]:
         check_alike(models[0].state_dict(), other.state_dict())
-    if settings.size and not isinstance(models[0], MiniModel):
-        raise UsageError(f"{settings.runs[0]} is no model of the kind of mini; only its vectors can be made compact")
+    if settings.size:
+        if not isinstance(models[0], MiniModel):
+            raise UsageError(
+                f"{settings.runs[0]} is no model of the kind of mini; only its vectors can be made compact"
+            )
+        if not 1 <= settings.size <= models[0].dim:
+            raise UsageError(f"the vectors have {models[0].dim} numbers; they cannot be folded into {settings.size}")
     return models
 
 
 def mixed(
     models: Sequence[DualModel],
     settings: CombineSettings,
+    material: tuple[Captioned, list[tuple[str, Captioned]], list[Data]],
     cache: Path,
     device: torch.device,
     log: Callable[[str], None],
     record: Callable[[dict[str, Any]], None],
 ) -> Mixed:
-    """The average of ``models`` with compact vectors, in the first of them, not yet rounded to what a file holds."""
-    seen, judges, data = gathered(settings, log)
+    """The average of ``models`` with compact vectors, in the first of them, not yet rounded to what a file holds.
+
+    ``material`` is what ``gathered`` gives; ``record`` takes each measurement.
+    """
+    seen, judges, data = material
     model = models[0]
     model.image.freeze(_shared([each.image for each in models]))
     model.text.freeze(_shared([each.text for each in models]))
@@ -158,13 +168,7 @@ def principal(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
 
     The parts count alike. Of two vectors mapped by it the product is theirs, less that of what lies outside: principal
     components, not centred (Jolliffe 2002, section 14.2.3).
-
-    Raises:
-        UsageError: ``size`` is not between 1 and D.
     """
-    dim = parts[0].shape[1]
-    if not 1 <= size <= dim:
-        raise UsageError(f"the vectors have {dim} numbers; they cannot be folded into {size}")
     spread = sum((rows.T.astype(np.float64) @ rows) / len(rows) for rows in parts)  # (D, D)
     _, directions = np.linalg.eigh(spread)  # columns, the largest last
     return directions[:, ::-1][:, :size].T.astype(np.float32)
