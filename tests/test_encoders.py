@@ -182,18 +182,19 @@ class TestMini:
         import torch
         from safetensors.torch import load_file
 
-        from indexer.encoders.mini_torch import ImageTower
+        from indexer.encoders.mini_torch import ImageTower, load_image_tower
 
+        folded = load_image_tower(mini._tensors(IMAGE))
         tensors = {name: tensor.float() for name, tensor in load_file(PACKAGED / IMAGE).items()}
         plain = ImageTower(tensors.pop("class_embeddings")).eval()
         missing, unexpected = plain.net.load_state_dict(tensors, strict=False)
         assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
         pixels = torch.from_numpy(np.stack([mini.prepare(picture) for picture in pictures]))
         with torch.inference_mode():
-            expected, got = plain(pixels), mini.image_tower()[1](pixels)
+            expected, got = plain(pixels), folded(pixels)
         for a, b in zip(expected, got, strict=True):
             assert torch.allclose(a, b, atol=1e-3)
-        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in mini.image_tower()[1].modules())
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
 
     def test_patches_are_the_map_before_the_last_convolution(self, pictures: list[Image.Image], mini: MiniEncoder):
         """Against timm's modules one after the other, before anything was folded; patch 9 i + j is row i, column j."""

@@ -424,23 +424,26 @@ class TestCombine:
         model.text.freeze(7)
         with torch.no_grad():
             before = model.image.rest(states[0]) @ model.text.rest(states[1]).T
-            model.compact(combine.principal(*(rng.normal(size=(1000, 896)) for _ in range(2)), 896))
+            model.compact(combine.principal([rng.normal(size=(1000, 896))], 896))
             after = model.image.rest(states[0]) @ model.text.rest(states[1]).T
         assert torch.allclose(before, after, atol=1e-5)
 
     def test_principal_directions_by_hand(self):
         """Pictures vary along the first axis, texts along the second, little along the third: that one is dropped."""
         image, text = np.diag([3.0, 0.1, 0.2])[[0, 0, 2]], np.diag([0.1, 3.0, 0.2])[[1, 1, 2]]
-        found = combine.principal(image, text, 2)
+        found = combine.principal([image, text], 2)
         assert np.abs(found).sum(axis=0) == pytest.approx([1, 1, 0], abs=1e-6)
-        with pytest.raises(UsageError, match="have 3 numbers; they cannot be folded into 4"):
-            combine.principal(image, text, 4)
 
     def test_only_runs_of_one_model(self, small: Path, two: list[Path], data: Path, tmp_path: Path):
         with pytest.raises(UsageError, match="not of one"):
             combine.combine(tmp_path / "x", CombineSettings((str(two[0]), str(small)), str(data)), device="cpu")
         with pytest.raises(UsageError, match="only its vectors can be made compact"):
             combine.combine(tmp_path / "y", CombineSettings((str(small),), str(data), size=8), device="cpu")
+        with pytest.raises(UsageError, match="have 896 numbers; they cannot be folded into 897"):
+            combine.combine(tmp_path / "z", CombineSettings((str(two[0]),), str(data), size=897), device="cpu")
+        with pytest.raises(UsageError, match="there is no"):
+            combine.combine(tmp_path / "w", CombineSettings((str(two[0]),), str(tmp_path / "none")), device="cpu")
+        assert not list(tmp_path.iterdir())  # nothing stands in the way of the next try
 
 
 class TestElsewhere:

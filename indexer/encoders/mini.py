@@ -50,7 +50,7 @@ class MiniEncoder:
     A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
     quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of
     the ImageNet class names that the classifier sees in it. The first knows how people describe scenes, the second has
-    names for a thousand things. A linear map folds the two into one compact vector.
+    names for a thousand things. Where the weights hold a linear map for it, the two become one compact vector.
 
     The constructor reads two small JSON files. Torch is imported by the first picture or the first large batch of
     texts, never by a question.
@@ -159,17 +159,10 @@ class MiniEncoder:
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         return [ids if len(ids) <= MAX_TOKENS else [*ids[:last], ids[-1]] for ids in encoded]
 
-    def image_tower(self) -> tuple[torch.device, ImageTower]:
-        """The frozen image tower, for training, and where it is."""
-        return self._device, self._image_tower
-
-    def text_tower(self) -> tuple[torch.device, TextTower]:
-        """The frozen text tower, for training, and where it is."""
-        return self._device, self._text_tower
-
-    def towers_digest(self) -> str:
-        """A digest of the frozen part alone, by which training recognises features it has computed before."""
-        return _digest(self._folder, (IMAGE, TEXT, TOKENIZER))
+    def vocabulary(self) -> list[str]:
+        """The tokens of the text tower, words and parts of words, in the order of their numbers."""
+        numbers = self._tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
 
     def _encode_by_numpy(self, ids: Sequence[Sequence[int]], states: list[np.ndarray] | None = None) -> np.ndarray:
         """The vectors; the token states of each text are appended to ``states``."""
@@ -274,12 +267,8 @@ def weights_digest(folder: Path) -> str:
     """The ``fingerprint``: a digest of the four files, and of the settings, that vectors depend on."""
     from indexer.encoders.mini_text import CLASS_WEIGHT
 
-    return _digest(folder, (IMAGE, TEXT, HEAD, TOKENIZER), f"{CLASS_WEIGHT}\n")
-
-
-def _digest(folder: Path, names: Sequence[str], setting: str = "") -> str:
-    digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}{setting}".encode(), digest_size=16)
-    for name in names:
+    digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}{CLASS_WEIGHT}\n".encode(), digest_size=16)
+    for name in (IMAGE, TEXT, HEAD, TOKENIZER):
         content = (folder / name).read_bytes()
         digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)

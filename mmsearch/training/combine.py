@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from mmsearch.training.models import DualModel, Tower
 from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.mini import MiniModel
 from mmsearch.training.retrieval import cross_entropy, fitting_scale, recalls
-from mmsearch.training.run import RunFolder
+from mmsearch.training.run import Data, RunFolder
 from mmsearch.training.settings import Augmentation, CombineSettings
 from mmsearch.training.sources import PLAIN, Pictures, Texts, digest
 
@@ -47,8 +49,9 @@ def combine(
     the dev split and the other judges.
 
     With a size, `mini`'s vectors are folded into so many numbers: the directions in which the vectors of the training
-    pictures and texts, of both alike, are largest. As one and the same orthogonal map turns both, all cosines stay
-    what they were, but for what lies outside those directions.
+    pictures, of their texts and of the words of the vocabulary are largest, the three of them alike; captions alone
+    would drop what sentences about anything else differ in. As one and the same orthogonal map turns pictures and
+    texts, all cosines stay what they were, but for what lies outside those directions.
 
     Args:
         out: new folder of a run, as ``train_dual`` leaves one, but without checkpoints.
@@ -65,20 +68,74 @@ def combine(
         UsageError: the runs are not of one model, or a size is asked for of a model that has no compact vectors.
     """
     where = pick_device(device)
-    models = [load_trainable(run).to(where).eval() for run in settings.runs]
+    models = open_alike(settings, where)
+    material = gathered(settings, log)
+    folder = RunFolder.create(out, settings, say=log)
+    made = mixed(models, settings, material, cache or out / FEATURES, where, log, folder.log)
+    write_model(
+        folder,
+        made.model,
+        measured=made.measured,
+        data=made.data,
+        start=settings.runs[0],
+        best={"average of": ", ".join(Path(run).name for run in made.runs)},
+        command=command,
+        device=where,
+        seed=settings.seed,
+        log=log,
+    )
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A model made of several, the runs that went into it, and how it did."""
+
+    model: DualModel
+    runs: tuple[str, ...]
+    measured: tuple[Measured, ...]
+    data: list[Data]
+
+
+def open_alike(settings: CombineSettings, device: torch.device) -> list[DualModel]:
+    """The models of the runs.
+
+    Raises:
+        UsageError: they are not of one architecture, or cannot have the size that is asked for.
+    """
+    models = [load_trainable(run).to(device).eval() for run in settings.runs]
+    for other in models[1:]:
+        check_alike(models[0].state_dict(), other.state_dict())
+    if settings.size:
+        if not isinstance(models[0], MiniModel):
+            raise UsageError(
+                f"{settings.runs[0]} is no model of the kind of mini; only its vectors can be made compact"
+            )
+        if not 1 <= settings.size <= models[0].dim:
+            raise UsageError(f"the vectors have {models[0].dim} numbers; they cannot be folded into {settings.size}")
+    return models
+
+
+def mixed(
+    models: Sequence[DualModel],
+    settings: CombineSettings,
+    material: tuple[Captioned, list[tuple[str, Captioned]], list[Data]],
+    cache: Path,
+    device: torch.device,
+    log: Callable[[str], None],
+    record: Callable[[dict[str, Any]], None],
+) -> Mixed:
+    """The average of ``models`` with compact vectors, in the first of them, not yet rounded to what a file holds.
+
+    ``material`` is what ``gathered`` gives; ``record`` takes each measurement.
+    """
+    seen, judges, data = material
     model = models[0]
-    if settings.size and not isinstance(model, MiniModel):
-        raise UsageError(f"{settings.runs[0]} is no model of the kind of mini; only its vectors can be made compact")
-    states = [_copy(each) for each in models]
-    for other in states[1:]:
-        check_alike(states[0], other)
     model.image.freeze(_shared([each.image for each in models]))
     model.text.freeze(_shared([each.text for each in models]))
-    del models
-    seen, judges, data = gathered(settings, log)
-    folder = RunFolder.create(out, settings, say=log)
-    reader = _Reader(model, cache or out / FEATURES, where, log)
-    judged = [(name, readable(part, reader.cache, log)) for name, part in judges]
+    states = [{name: tensor.detach().clone() for name, tensor in each.state_dict().items()} for each in models]
+    reader = _Reader(model, cache, device, log)
+    judged = [(name, readable(part, cache, log)) for name, part in judges]
     scales: list[float] = []
 
     def surprise(state: Mapping[str, Tensor]) -> float:
@@ -88,46 +145,31 @@ def combine(
         scales.extend(fitting_scale(*each) for each in rows[len(scales) :])
         found = float(np.mean([cross_entropy(*each, scale) for each, scale in zip(rows, scales, strict=True)]))
         named = {name: recalls(*each).as_dict() for (name, _), each in zip(judged, rows, strict=True)}
-        folder.log({"cross_entropy": round(found, 4), **named})
+        record({"cross_entropy": round(found, 4), **named})
         log(f"cross-entropy {found:.4f}, {named}")
         return found
 
     chosen = _greedy(states, surprise)
-    log(f"averaged: {', '.join(settings.runs[number] for number in chosen)}")
+    runs = tuple(settings.runs[number] for number in chosen)
+    log(f"averaged: {', '.join(runs)}")
     model.load_state_dict(mean_state([states[number] for number in chosen]))
     if settings.size:
         assert isinstance(model, MiniModel)
-        image, text, _ = reader.rows("train", readable(seen, reader.cache, log))
-        model.compact(principal(image, text, settings.size))
-    measured = [Measured(name, part, recalls(*reader.rows(name, part))) for name, part in judged]
+        image, text, _ = reader.rows("train", readable(seen, cache, log))
+        words = model.vocabulary()
+        model.compact(principal([image, text, reader.texts("vocabulary", words)], settings.size))
+    measured = tuple(Measured(name, part, recalls(*reader.rows(name, part))) for name, part in judged)
     log("the model: " + ", ".join(f"{each.name} {each.recall.as_dict()}" for each in measured))
-    write_model(
-        folder,
-        model,
-        measured=measured,
-        data=data,
-        start=settings.runs[0],
-        best={"average of": ", ".join(Path(settings.runs[number]).name for number in chosen)},
-        command=command,
-        device=where,
-        seed=settings.seed,
-        log=log,
-    )
-    return out
+    return Mixed(model, runs, measured, data)
 
 
-def principal(image: np.ndarray, text: np.ndarray, size: int) -> np.ndarray:
-    """The ``size`` orthonormal directions ``(size, D)`` that hold most of ``image: (N, D)`` and ``text: (M, D)``.
+def principal(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The ``size`` orthonormal directions ``(size, D)`` that hold most of ``parts``, each ``(N, D)`` with its own N.
 
-    Both count alike. Of two vectors mapped by it the product is theirs, less that of what lies outside: principal
+    The parts count alike. Of two vectors mapped by it the product is theirs, less that of what lies outside: principal
     components, not centred (Jolliffe 2002, section 14.2.3).
-
-    Raises:
-        UsageError: ``size`` is not between 1 and D.
     """
-    if not 1 <= size <= image.shape[1]:
-        raise UsageError(f"the vectors have {image.shape[1]} numbers; they cannot be folded into {size}")
-    spread = sum((rows.T.astype(np.float64) @ rows) / len(rows) for rows in (image, text))  # (D, D)
+    spread = sum((rows.T.astype(np.float64) @ rows) / len(rows) for rows in parts)  # (D, D)
     _, directions = np.linalg.eigh(spread)  # columns, the largest last
     return directions[:, ::-1][:, :size].T.astype(np.float32)
 
@@ -153,11 +195,10 @@ def _shared(towers: Sequence[Tower]) -> int:
 
 
 class _Reader:
-    """Vectors of datasets, computed by a model whose shared stages ran once."""
+    """Vectors of datasets, computed by a model whose shared stages run once."""
 
     def __init__(self, model: DualModel, cache: Path, device: torch.device, log: Callable[[str], None]) -> None:
-        self.cache = cache
-        self._model, self._device, self._log = model, device, log
+        self._model, self._cache, self._device, self._log = model, cache, device, log
         self._read: dict[str, tuple[Pictures, Texts]] = {}
 
     @torch.inference_mode()
@@ -168,8 +209,16 @@ class _Reader:
         pictures, texts = self._read[name]
         choices = [[(number, PLAIN) for number in chunk] for chunk in _chunks(len(pictures))]
         image = torch.cat([self._model.image.rest(state) for state in pictures.steps(choices)])
-        text = torch.cat([self._model.text.rest(texts.rows(chunk)) for chunk in _chunks(len(texts))])
-        return image.cpu().numpy(), text.cpu().numpy(), np.array(data.flat()[1])
+        return image.cpu().numpy(), self._vectors(texts), np.array(data.flat()[1])
+
+    @torch.inference_mode()
+    def texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
+        """The vectors of texts alone, as the model is now."""
+        return self._vectors(Texts(self._model, texts, name=name, folder=self._cache, device=self._device))
+
+    def _vectors(self, texts: Texts) -> np.ndarray:
+        parts, places = texts.parts(np.arange(len(texts)))
+        return torch.cat([self._model.text.rest(part) for part in parts])[places].cpu().numpy()
 
     def _opened(self, name: str, data: Captioned) -> tuple[Pictures, Texts]:
         model = self._model
@@ -177,7 +226,7 @@ class _Reader:
             model,
             data.pictures,
             name=name,
-            folder=self.cache,
+            folder=self._cache,
             views=1,
             augmentation=Augmentation(),
             seed=0,
@@ -185,11 +234,7 @@ class _Reader:
             run=model.image.trunk,
             log=self._log,
         )
-        return pictures, Texts(model, data.flat()[0], name=name, folder=self.cache, device=self._device)
-
-
-def _copy(model: DualModel) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        return pictures, Texts(model, data.flat()[0], name=name, folder=self._cache, device=self._device)
 
 
 def _chunks(count: int) -> list[list[int]]:

@@ -242,11 +242,11 @@ class Texts:
         ]
         return self._trunk(self._model.tokens(changed))
 
-    def parts(self, numbers: np.ndarray, epoch: int = 0) -> tuple[list[State], Tensor]:
+    def parts(self, numbers: np.ndarray, epoch: int = 0) -> tuple[Iterator[State], Tensor]:
         """``rows`` in parts of like length, which need little padding, and the place of each text in all of them."""
         order = np.argsort(self._lengths[numbers], kind="stable")
         chunks = [order[start : start + TEXT_CHUNK] for start in range(0, len(order), TEXT_CHUNK)]
-        return [self.rows(numbers[chunk], epoch) for chunk in chunks], torch.from_numpy(np.argsort(order))
+        return (self.rows(numbers[chunk], epoch) for chunk in chunks), torch.from_numpy(np.argsort(order))
 
     def _computed(self) -> Iterator[tuple[Sequence[int], State]]:
         tokens = self._model.tokens(self._texts)

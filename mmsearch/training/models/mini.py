@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -130,6 +131,16 @@ class MiniModel(DualModel):
                 state = stage(state)
             head.standardise(head.features(state))
 
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        compact = self._heads[0].head.compact
+        return HEAD_SIZE + WORD_SIZE if compact is None else compact.out_features
+
+    def vocabulary(self) -> list[str]:
+        """The plain words of the tokenizer, sorted: what texts can be about, whatever the captions are about."""
+        return sorted(word for word in self._encoder.vocabulary() if re.fullmatch("[a-z]{3,}", word))
+
     @torch.no_grad()
     def compact(self, directions: np.ndarray) -> None:
         """Fold the vectors into fewer numbers: ``directions: (d, D)`` of their present D."""
@@ -157,10 +168,9 @@ class MiniModel(DualModel):
         }
         # By column: folding the standardisation has made each column as large as its feature is small.
         save_file(quantise(_arrays(heads), along=0), folder / HEAD)
-        compact = self._heads[0].head.compact
         config = {
             "architecture": ARCHITECTURE,
-            "dim": HEAD_SIZE + WORD_SIZE if compact is None else compact.out_features,
+            "dim": self.dim,
             "fingerprint": weights_digest(folder),
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
