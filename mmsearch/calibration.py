@@ -56,10 +56,20 @@ class FusedLine:
     fusion: float
     """Weight of the reranker's logit."""
     bias: float
+    answer: float = 0.0
+    """Weight of how near the answer is to the reranker's bank of questions."""
+    question: float = 0.0
+    """Weight of how near the question is to its bank of answers."""
 
-    def log_odds(self, dual: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Log-odds ``(K,)`` of the first stage and logits ``(K,)`` of the second to log-odds ``(K,)``."""
-        return self.dual * dual + self.fusion * logits + self.bias
+    def log_odds(
+        self,
+        dual: np.ndarray,
+        logits: np.ndarray,
+        answer: np.ndarray | float = 0.0,
+        question: np.ndarray | float = 0.0,
+    ) -> np.ndarray:
+        """Log-odds ``(K,)`` of the first stage, logits ``(K,)`` of the second and nearness to the bank to log-odds."""
+        return self.dual * dual + self.fusion * logits + self.answer * answer + self.question * question + self.bias
 
 
 Calibration = Mapping[tuple[Modality, Modality], Line]
@@ -80,7 +90,8 @@ def read(values: Mapping[str, Mapping[str, float]]) -> dict[tuple[Modality, Moda
 
 
 def read_fused(values: Mapping[str, Mapping[str, float]]) -> dict[tuple[Modality, Modality], FusedLine]:
-    """From the form in which a reranker carries it: ``{"text->image": {"dual": …, "fusion": …, "bias": …}}``.
+    """From the form in which a reranker carries it: ``{"text->image": {"dual": …, "fusion": …, "bias": …}}``;
+    "answer" and "question" may be left out.
 
     Raises:
         ValueError: an unknown pair.
@@ -89,7 +100,13 @@ def read_fused(values: Mapping[str, Mapping[str, float]]) -> dict[tuple[Modality
     lines: dict[tuple[Modality, Modality], FusedLine] = {}
     for pair, numbers in values.items():
         asked, _, answered = pair.partition("->")
-        lines[Modality(asked), Modality(answered)] = FusedLine(**{k: float(numbers[k]) for k in FusedLine.__slots__})
+        lines[Modality(asked), Modality(answered)] = FusedLine(
+            float(numbers["dual"]),
+            float(numbers["fusion"]),
+            float(numbers["bias"]),
+            float(numbers.get("answer", 0)),
+            float(numbers.get("question", 0)),
+        )
     return lines
 
 

@@ -277,6 +277,7 @@ class Backwards:
     name = "backwards"
     fingerprint = "bac4"
     candidates = 2
+    bank = None
     compressor = None
     calibration: ClassVar = {
         (Modality.TEXT, Modality.IMAGE): FusedLine(-1.0, 1.0, 0.0),

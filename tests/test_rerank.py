@@ -508,6 +508,7 @@ class Broken:
     name = "broken"
     fingerprint = "b4d"
     candidates = 50
+    bank = None
     calibration = FUSED
 
     def __init__(self, answer: object) -> None:
@@ -547,6 +548,7 @@ class Looks:
     name = "looks"
     fingerprint = "100c"
     candidates = 50
+    bank = None
     compressor = None
     calibration = FUSED
 
@@ -598,7 +600,7 @@ class Recorder:
     def __init__(self, inner: FusionReranker) -> None:
         self.inner = inner
         self.name, self.fingerprint, self.candidates = inner.name, inner.fingerprint, inner.candidates
-        self.compressor, self.calibration = inner.compressor, inner.calibration
+        self.compressor, self.calibration, self.bank = inner.compressor, inner.calibration, inner.bank
         self.logits: list[list[float]] = []
 
     def score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:

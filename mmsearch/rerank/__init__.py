@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from indexer.tokens import Compressor
     from indexer.types import Modality
     from mmsearch.calibration import FusedLine
+    from mmsearch.rerank.bank import QueryBank
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +71,8 @@ class Reranker(Protocol):
     """How many of the first answers are worth its time, as measured with it."""
     calibration: Mapping[tuple[Modality, Modality], FusedLine]
     """For text→image and image→text: how likely a match is, given what both stages say of it."""
+    bank: QueryBank | None
+    """What tells an answer to this question from an answer to any; None if ``calibration`` does not ask for it."""
 
     @property
     def compressor(self) -> Compressor | None:

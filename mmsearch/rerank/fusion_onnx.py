@@ -6,6 +6,7 @@ A folder holds it:
     compressor.safetensors  the picture side: patches (P, F) of a picture to tokens (T, W)
     fusion.onnx             the joint encoder: words (C, L, S), mask (C, L), tokens (I, T, W), text (K,), picture (K,)
                             to logits (K,); pair k is text[k] with picture[k]
+    bank.safetensors        vectors of texts (K, D) and of pictures (M, D), see ``mmsearch.rerank.bank``; may be missing
     calibration.json        for each direction the log-odds of a match, from those of the first stage and the logit
 
 This is the only module that imports onnxruntime.
@@ -26,10 +27,12 @@ from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
 from mmsearch import calibration
 from mmsearch.rerank import PictureSide, TextSide
+from mmsearch.rerank.bank import QueryBank
 
 ARCHITECTURE = "fusion"
 """What ``config.json`` says of a folder that this file can read."""
 CONFIG, COMPRESSOR, MODEL, CALIBRATION = "config.json", "compressor.safetensors", "fusion.onnx", "calibration.json"
+BANK = "bank.safetensors"
 EPSILON = 1e-5
 THREADS = 2
 """The model is small, and other work goes on beside it."""
@@ -136,6 +139,25 @@ class FusionReranker:
             return FusionCompressor(self._format, self.encoder, load_file(path), self._grid, self._side)
         except (OSError, SafetensorError, KeyError, ValueError) as exc:
             raise ModelError(f"cannot read the weights {path}: {exc}") from exc
+
+    @cached_property
+    def bank(self) -> QueryBank | None:
+        """The vectors that tell what fits this question from what fits any; None if there is no such file.
+
+        Raises:
+            ModelError: they cannot be read.
+        """
+        path = self._folder / BANK
+        if not path.exists():
+            return None
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            vectors = load_file(path)
+            return QueryBank({kind: vectors[kind.value] for kind in (Modality.TEXT, Modality.IMAGE)})
+        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+            raise ModelError(f"cannot read the bank {path}: {exc}") from exc
 
     def score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
         """The logit of each of ``pairs`` ``(K, 2)``: ``(K,)``; see ``Reranker``.

@@ -18,7 +18,7 @@ from indexer.errors import ModelError
 from indexer.index import Snapshot
 from indexer.reading import IMAGE_BATCH
 from indexer.tokens import pack_checked, unpack
-from indexer.types import Item
+from indexer.types import Item, Modality
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.load import check_reads
 
@@ -111,6 +111,16 @@ class SecondStage:
             pairs = np.stack([np.zeros(len(pictures), np.int64), np.arange(len(pictures))], axis=1)
             found[there] = self._score([asked], pictures, pairs)
         return found
+
+    def nearness(
+        self, asked: Modality, question: np.ndarray, answers: np.ndarray, answered: Modality
+    ) -> tuple[np.ndarray, float]:
+        """How near each of ``answers`` ``(C, D)`` is to the reranker's bank of questions: ``(C,)``; and how near
+        ``question`` ``(D,)`` is to its bank of answers. Zeros without a bank."""
+        bank = self.reranker.bank
+        if bank is None:
+            return np.zeros(len(answers)), 0.0
+        return bank.nearness(answers, asked).round(DECIMALS), float(bank.nearness(question[None], answered)[0])
 
     def _score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
         logits = np.asarray(self.reranker.score(texts, pictures, pairs), dtype=np.float64)
