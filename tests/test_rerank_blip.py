@@ -450,6 +450,21 @@ def test_the_command_says_what_there_is_and_what_cannot_be_had(index: Path, tmp_
     assert "check the network, name a folder with them, or leave --reranker out" in said
 
 
+def test_a_name_is_a_repository_in_the_cache_of_the_hub(index: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    """As a download leaves it; without a network it is enough."""
+    cached = tmp_path / "hub" / "hub" / "models--Salesforce--blip-itm-large-flickr"
+    shutil.copytree(folders["blip"], cached / "snapshots" / "0123456789")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123456789")
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    asked = ["query", "a parrot", "-k", "3", "--json", "--kind", "image", "--index", index, "--device", "cpu"]
+    by_name = command(*asked, "--reranker", "blip-itm-large-flickr", env=offline)
+    assert (by_name.returncode, by_name.stderr) == (0, "")
+    hits = json.loads(by_name.stdout)["hits"]
+    assert [hit["reranked"] for hit in hits] == [True, True, True]
+    assert by_name.stdout == command(*asked, "--reranker", folders["blip"]).stdout
+
+
 def test_nothing_is_loaded_before_the_first_pair(index: Path, folders: dict[str, Path]) -> None:
     code = (
         f"import mmsearch; library = mmsearch.open({str(index)!r}, reranker={str(folders['blip'])!r}); "

@@ -123,9 +123,9 @@ def _open(source: str) -> tuple[Pair, _Network]:
     )
 
     blip2 = AutoConfig.from_pretrained(source).model_type == "blip-2"
-    model, found = (Blip2ForImageTextRetrieval if blip2 else BlipForImageTextRetrieval).from_pretrained(
-        source, weights_only=True, output_loading_info=True
-    )
+    kind: Any = Blip2ForImageTextRetrieval if blip2 else BlipForImageTextRetrieval
+    processors: Any = AutoImageProcessor
+    model, found = kind.from_pretrained(source, weights_only=True, output_loading_info=True)
     missing = sorted(set(found["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if missing:  # a captioning model, say; transformers would go on with random numbers
         raise ValueError(f"it has no image-text-matching head: {len(missing)} weights are missing, {missing[0]} first")
@@ -133,7 +133,7 @@ def _open(source: str) -> tuple[Pair, _Network]:
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="right")
     pair = Pair(
         model.float().eval(),
-        AutoImageProcessor.from_pretrained(source),
+        processors.from_pretrained(source),
         tokenizer,
         min(network.positions, int(tokenizer.model_max_length)),
         padded=False,
