@@ -45,8 +45,10 @@ DeviceOption = Annotated[
     str | None, typer.Option(metavar="DEVICE", help="cuda, cuda:1, mps or cpu; else the best there is.")
 ]
 RerankerOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="A reranker in this folder; else the one that was trained for the model."),
+    str | None,
+    typer.Option(
+        metavar="NAME", help="A reranker's folder, or blip-itm-base-coco and such; else the one trained for the model."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
@@ -270,7 +272,7 @@ def compact(index: IndexOption = None) -> None:
     print(f"{max(saved, 0) / 1e6:,.1f} MB given back")
 
 
-def _open(index: Path | None, model: str | None = None, device: str | None = None, reranker: Path | None = None) -> Any:
+def _open(index: Path | None, model: str | None = None, device: str | None = None, reranker: str | None = None) -> Any:
     import mmsearch
 
     return mmsearch.open(index, model=model, device=device, reranker=reranker)

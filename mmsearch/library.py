@@ -87,8 +87,9 @@ def open(  # named as callers say it: mmsearch.open
         model: ``mini``, an open_clip name, a checkpoint folder or an ``Encoder``. By default the model that made the
             index, and ``mini`` for a new one.
         device: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by default the best there is.
-        reranker: the folder of a reranker, or a ``Reranker``. By default the one that was trained for the model, if
-            there is one; it is loaded when it is first needed.
+        reranker: the folder of a reranker, the name of one (``blip-itm-base-coco``; ``load_reranker`` lists them), or a
+            ``Reranker``. By default the one that was trained for the model, if there is one; it is loaded when it is
+            first needed.
 
     Raises:
         ModelMismatch: the index was made by another model.
@@ -143,13 +144,13 @@ class Library:
         """What looks again at the first answers; None if there is no reranker for this model.
 
         Raises:
-            UsageError: there is no reranker in the folder that was named.
+            UsageError: there is no reranker of the name, or in the folder, that was given.
             ModelMismatch: it was trained for another model.
             ModelError: it, or the model, cannot be loaded.
         """
         asked = self._asked_reranker
         if asked is None or isinstance(asked, (str, os.PathLike)):
-            return load_reranker(asked, self.encoder)
+            return load_reranker(asked, self.encoder, self._device)
         check_reads(asked, self.encoder)
         return asked
 

@@ -152,7 +152,7 @@ class Searcher:
     With a ``reranker`` the best pictures for words, and the best texts for a picture, are looked at again: the part of
     their log-odds that is due to that pair of words and picture is replaced by what both stages together say of it.
     The rest stays: what another part of the question says, and what ``without`` takes away. Pictures for a picture and
-    texts for words are not reranked. No picture is opened here.
+    texts for words are not reranked. No picture is opened, unless by a reranker that reads no stored tokens.
 
     Raises:
         ModelMismatch: the reranker reads the patches of another encoder.

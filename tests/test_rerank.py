@@ -190,8 +190,11 @@ def test_the_reranker_of_a_model_lies_in_its_folder_or_in_the_package(
 
 
 def test_a_folder_that_is_no_reranker_for_this_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no reranker in .*none.*config\.json"):
+    with pytest.raises(UsageError, match=r"no reranker is called .*none' and no folder has that name"):
         load_reranker(tmp_path / "none", PatchColourEncoder())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"no reranker in .*empty.*config\.json"):
+        load_reranker(tmp_path / "empty", PatchColourEncoder())
     for encoder in (Other(), ColourEncoder()):
         with pytest.raises(ModelMismatch, match="sum-of-best was trained for another model than colours"):
             load_reranker(folder, encoder)

@@ -110,7 +110,7 @@ class HuggingFaceEncoder:
         self.calibration: Mapping[str, Mapping[str, float]] | None = None
         """None: the scale of this model's cosines is not known in advance."""
         self.dim: int = self._text_features(["a"]).shape[1]
-        self.fingerprint: str = digest(self._model, _setting(self._pair))
+        self.fingerprint: str = digest(self._model, setting(self._pair))
 
     def prepare(self, image: Image) -> np.ndarray:
         """One RGB picture through the model's own image processor: float32 ``(3, H, W)``."""
@@ -259,7 +259,7 @@ def _pooled(output: Any) -> torch.Tensor:
     return features
 
 
-def _setting(pair: Pair) -> str:
+def setting(pair: Pair) -> str:
     """Whatever the vectors depend on beside the weights, wherever the files are."""
     pictures = pair.processor.to_dict()
     words = getattr(pair.tokenizer, "backend_tokenizer", None)

@@ -50,8 +50,10 @@ CandidatesOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Rerank so many of the first answers; else what pays.")
 ]
 RerankerOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="A reranker in this folder; else the one that was trained for the model."),
+    str | None,
+    typer.Option(
+        metavar="NAME", help="A reranker's folder, or blip-itm-base-coco and such; else the one trained for the model."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
@@ -240,7 +242,7 @@ def _result(
     *,
     rerank: bool,
     candidates: int | None,
-    reranker: Path | None,
+    reranker: str | None,
     cost: bool = False,
 ) -> tuple[Result, Cost | None]:
     """Judge one model or index, and measure what it costs while its index is there."""

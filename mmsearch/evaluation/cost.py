@@ -59,11 +59,12 @@ class Cost:
 
 
 def measure_cost(
-    index: Path, data: Captioned, *, device: str | None = None, rerank: bool = True, reranker: Path | None = None
+    index: Path, data: Captioned, *, device: str | None = None, rerank: bool = True, reranker: str | None = None
 ) -> Cost:
     """Measure, in a new process, the model that made ``index`` with questions and pictures of ``data``.
 
-    With ``rerank``, that is with the ``reranker`` in a folder, or the one that was trained for the model, if there is.
+    With ``rerank``, that is with the ``reranker`` of that name or in that folder, or the one that was trained for the
+    model, if there is.
 
     Raises:
         ModelError: the process failed; its last words are in the message.
@@ -84,7 +85,7 @@ def measure_cost(
             "pictures": pictures,
             "device": device,
             "rerank": rerank,
-            "reranker": None if reranker is None else str(reranker.absolute()),
+            "reranker": reranker,
         }
         command = [sys.executable, "-m", "mmsearch.evaluation.cost"]
         run = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True)

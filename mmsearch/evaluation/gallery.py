@@ -91,7 +91,7 @@ def opened(
             return
         subject = load_encoder(str(subject), device)
     if reranker is None or isinstance(reranker, (str, Path)):
-        reranker = load_reranker(reranker, subject)
+        reranker = load_reranker(reranker, subject, device)
     else:
         check_reads(reranker, subject)
     compressor = None if reranker is None else reranker.compressor

@@ -240,7 +240,7 @@ def evaluate(
         threshold: the probability from which on an answer counts as returned, for precision and recall of that set.
         rerank: whether the ranks after reranking are judged as well, where the model has a reranker.
         candidates: how many answers are reranked; as many as the reranker says if None.
-        reranker: the folder of a reranker, or a ``Reranker``; the one that was trained for the model if None.
+        reranker: the folder or name of a reranker, or a ``Reranker``; the one that was trained for the model if None.
 
     Raises:
         UsageError, ModelError: there is no such model, or it cannot be loaded; no picture of the data is in the index;

@@ -14,7 +14,6 @@ This is the only module that imports onnxruntime.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,21 +24,19 @@ import numpy as np
 from indexer.errors import ModelError, UsageError
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
-from mmsearch import calibration
+from mmsearch.calibration import FusedLine
 from mmsearch.rerank import PictureSide, TextSide
 from mmsearch.rerank.bank import QueryBank
+from mmsearch.rerank.folder import CONFIG, read_json, read_lines
 
 ARCHITECTURE = "fusion"
 """What ``config.json`` says of a folder that this file can read."""
-CONFIG, COMPRESSOR, MODEL, CALIBRATION = "config.json", "compressor.safetensors", "fusion.onnx", "calibration.json"
-BANK = "bank.safetensors"
+COMPRESSOR, MODEL, BANK = "compressor.safetensors", "fusion.onnx", "bank.safetensors"
 EPSILON = 1e-5
 THREADS = 2
 """The model is small, and other work goes on beside it."""
 PAIRS = 256
 """Pairs that the model is given at once: what it holds in between is then some hundred megabytes at most."""
-
-DIRECTIONS = ((Modality.TEXT, Modality.IMAGE), (Modality.IMAGE, Modality.TEXT))
 
 
 class FusionCompressor:
@@ -113,16 +110,9 @@ class FusionReranker:
             self._grid, self._side = int(config["grid"]), int(config["side"])
             tokens = config["tokens"]
             self._format = TokenFormat(self.name, tokens["fingerprint"], int(tokens["count"]), int(tokens["width"]))
-            self.calibration: Mapping[tuple[Modality, Modality], calibration.FusedLine] = calibration.read_fused(
-                _read_json(folder / CALIBRATION)
-            )
-            missing = [
-                f"{asked}->{answered}" for asked, answered in DIRECTIONS if (asked, answered) not in self.calibration
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError) as exc:
             raise ModelError(f"the reranker in {folder} is damaged ({type(exc).__name__}: {exc})") from exc
-        if missing:
-            raise ModelError(f"{folder / CALIBRATION} says nothing of {missing[0]}")
+        self.calibration: Mapping[tuple[Modality, Modality], FusedLine] = read_lines(folder)
 
     @cached_property
     def compressor(self) -> Compressor:
@@ -212,18 +202,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be read, or describes something else.
     """
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if config.get("architecture") != ARCHITECTURE:
         raise ModelError(f"{folder / CONFIG} does not describe a reranker of the kind {ARCHITECTURE!r}")
     return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"cannot read {path}: {exc}") from exc
-    return content if isinstance(content, dict) else {}
 
 
 def _need(given: np.ndarray | None) -> np.ndarray:
