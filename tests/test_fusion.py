@@ -285,6 +285,12 @@ class TestExport:
         for one, other in zip(found, expected, strict=True):
             assert one.shape == tuple(other.shape) and np.allclose(one, other.numpy(), atol=1e-5)
 
+    def test_a_model_that_is_being_trained_is_exported_without_its_dropout(self, tmp_path: Path) -> None:
+        """It is then in evaluation mode, and stays so."""
+        made = Fusion(shape(), dropout=0.5).train()
+        exported(tmp_path, made, Compressor(shape()).train())
+        assert not any(module.training for module in made.modules())
+
     def test_large_weights_are_stored_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made = model(size=96, products=64)
         long = (exported(tmp_path / "long", made, Compressor(shape())) / "fusion.onnx").stat().st_size

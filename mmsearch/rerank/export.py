@@ -144,7 +144,7 @@ def _write_onnx(path: Path, fusion: Fusion) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs a package more
         torch.onnx.export(
-            _Exported(fusion),
+            _Exported(fusion).eval(),  # as it is found it is left, and with it the model inside
             _example(fusion),
             str(path),
             dynamo=False,

@@ -343,7 +343,7 @@ class _Merged(_Meeting):
         super().__init__()
         size = shape.size
         self.kinds = nn.Parameter(SPREAD * torch.randn(2, size))  # of words, of tokens
-        self.layers = nn.ModuleList([_Layer(size, shape.heads, dropout) for _ in range(shape.layers)])
+        self.layers = nn.ModuleList([Layer(size, shape.heads, dropout) for _ in range(shape.layers)])
         self.norm = nn.LayerNorm(size)
         self.gate = nn.Linear(size, 1)
         self.head = _head(2 * size, size, dropout)
@@ -388,8 +388,8 @@ class _Gated(_Meeting):
     def __init__(self, shape: FusionShape, dropout: float) -> None:
         super().__init__()
         size = shape.size
-        self.word_layers = nn.ModuleList([_Layer(size, shape.heads, dropout) for _ in range(shape.layers)])
-        self.token_layers = nn.ModuleList([_Layer(size, shape.heads, dropout) for _ in range(shape.layers)])
+        self.word_layers = nn.ModuleList([Layer(size, shape.heads, dropout) for _ in range(shape.layers)])
+        self.token_layers = nn.ModuleList([Layer(size, shape.heads, dropout) for _ in range(shape.layers)])
         self.word_gate, self.token_gate = nn.Linear(size, 1), nn.Linear(size, 1)
         self.word_pool, self.token_pool = nn.Linear(size, size), nn.Linear(size, size)
         self.word_mix, self.token_mix = nn.Linear(size, size), nn.Linear(size, size, bias=False)
@@ -435,7 +435,7 @@ class _Gated(_Meeting):
         return logits
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """A layer of a transformer (Vaswani et al. 2017), normed before (Xiong et al. 2020)."""
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:

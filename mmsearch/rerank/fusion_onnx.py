@@ -218,6 +218,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def is_reranker_folder(folder: Path) -> bool:
+    """Whether ``folder`` says of itself that ``FusionReranker`` can read it."""
+    path = folder / CONFIG
+    return path.is_file() and _read_json(path).get("architecture") == ARCHITECTURE
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
