@@ -11,7 +11,7 @@ from mmsearch.calibration import FusedLine, Line
 from mmsearch.training.calibrate import LIBRARY, fit_logistic
 from mmsearch.training.retrieval import CUTS, Recall
 
-WEIGHTS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0)
+WEIGHTS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 100.0)
 """What a cosine may count beside a logit."""
 DECIMALS = 6
 
