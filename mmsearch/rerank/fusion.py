@@ -19,8 +19,9 @@ comparison. G groups of n texts and m pictures.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def pooled(patches: Tensor, grid: int, side: int) -> Tensor:
     """Patches ``(B, grid², F)``, row by row, averaged to ``(B, side², F)``."""
     if grid == side:
         return patches
-    square = patches.transpose(1, 2).unflatten(2, (grid, grid))  # (B, F, grid, grid)
+    square = torch.unflatten(patches.transpose(1, 2), 2, (grid, grid))  # (B, F, grid, grid)
     return F.adaptive_avg_pool2d(square, side).flatten(2).transpose(1, 2)
 
 
@@ -132,8 +133,8 @@ class Fusion(nn.Module):
     """How well texts and pictures fit together.
 
     What either side is alone is computed once for each text and each picture, not for each pair. ``pairs`` and
-    ``groups`` say the same of a pair; the first takes any pairs, the second all pairs inside of groups, of which it
-    makes no copies.
+    ``groups`` say the same of a pair; the first takes any pairs, the second all pairs inside of groups, and where the
+    fusion allows it (not the merged one) without a copy of both sides for each pair.
     """
 
     def __init__(self, shape: FusionShape, dropout: float = 0.0) -> None:
@@ -222,7 +223,7 @@ class _Cross(_Meeting):
 
     def pairs(self, x: Tensor, mask: Tensor, y: Tensor, text: Tensor, picture: Tensor) -> Seen:
         knowing = x  # (C, L, D); from the second look on words know of a picture, (K, L, D)
-        for number, look in enumerate(self.looks):
+        for number, look in enumerate(self._looks()):
             queries = look.queries(knowing)
             if number == 0:
                 queries = queries[text]  # (K, H, L, E)
@@ -238,15 +239,16 @@ class _Cross(_Meeting):
     def groups(self, x: Tensor, mask: Tensor, y: Tensor) -> Tensor:
         n, m = x.shape[1], y.shape[1]
         knowing = x[:, :, None]  # (G, n, 1, L, D); from the second look on (G, n, m, L, D)
-        for number, look in enumerate(self.looks):
+        for number, look in enumerate(self._looks()):
             keys, values = look.memory(y)  # (G, m, H, T, E)
             queries = look.queries(knowing).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # (G, 1 or m, H, n·L, E)
             found = _joined(look.attention(queries, keys) @ values)  # (G, m, n·L, D)
-            found = found.unflatten(2, (n, -1)).transpose(1, 2)  # (G, n, m, L, D)
+            found = torch.unflatten(found, 2, (n, -1)).transpose(1, 2)  # (G, n, m, L, D)
             if number < len(self.turns):
                 knowing = self.turns[number](knowing, found)
         word, alone = self.compare.words(x)  # (G, n, L, N), (G, n, L)
         shape = (-1, -1, m, -1)
+        logits: Tensor
         logits, _ = self.compare(
             word[:, :, None], alone[:, :, None].expand(shape), mask[:, :, None].expand(shape), found
         )
@@ -254,12 +256,15 @@ class _Cross(_Meeting):
 
     def matched(self, x: Tensor, mask: Tensor, y: Tensor) -> Tensor:
         knowing = x
-        for number, look in enumerate(self.looks):
+        for number, look in enumerate(self._looks()):
             keys, values = look.memory(y)
             found = _joined(look.attention(look.queries(knowing), keys) @ values)  # (B, L, D)
             if number < len(self.turns):
                 knowing = self.turns[number](knowing, found)
         return found
+
+    def _looks(self) -> Iterable[_Look]:
+        return cast("Iterable[_Look]", self.looks)
 
 
 class _Look(nn.Module):
@@ -364,7 +369,7 @@ class _Merged(_Meeting):
         text = (group[:, None, None] * n + torch.arange(n, device=x.device)[:, None]).expand(-1, -1, m)  # (G, n, m)
         picture = (group[:, None, None] * m + torch.arange(m, device=x.device)).expand(-1, n, -1)  # (G, n, m)
         seen = self.pairs(x.flatten(0, 1), mask.flatten(0, 1), y.flatten(0, 1), text.flatten(), picture.flatten())
-        return seen.logits.unflatten(0, (count, n, m))
+        return torch.unflatten(seen.logits, 0, (count, n, m))
 
     def matched(self, x: Tensor, mask: Tensor, y: Tensor) -> Tensor:
         return self._met(x, mask, y)[0][:, : x.shape[1]]
@@ -406,8 +411,8 @@ class _Gated(_Meeting):
     def groups(self, x: Tensor, mask: Tensor, y: Tensor) -> Tensor:
         text_side, _ = self._text(x.flatten(0, 1), mask.flatten(0, 1))
         picture_side, _ = self._picture(y.flatten(0, 1))
-        texts = [part.unflatten(0, x.shape[:2])[:, :, None] for part in text_side]  # (G, n, 1, D)
-        pictures = [part.unflatten(0, y.shape[:2])[:, None] for part in picture_side]  # (G, 1, m, D)
+        texts = [torch.unflatten(part, 0, x.shape[:2])[:, :, None] for part in text_side]  # (G, n, 1, D)
+        pictures = [torch.unflatten(part, 0, y.shape[:2])[:, None] for part in picture_side]  # (G, 1, m, D)
         return self._mixed(texts, pictures)
 
     def _text(self, x: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -463,7 +468,7 @@ def _head(inputs: int, size: int, dropout: float) -> nn.Sequential:
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """``(…, L, D)`` to ``(…, H, L, E)``."""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(-3, -2)
 
 
 def _joined(x: Tensor) -> Tensor:

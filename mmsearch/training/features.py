@@ -88,7 +88,7 @@ class Patches:
                 numbers[start : start + PICTURE_BATCH].tolist() for start in range(0, len(numbers), PICTURE_BATCH)
             ]
             for chunk in chunks:
-                pixels = self._workers.map(lambda number, e=encoder: self._prepared(e, number, view), chunk)  # type: ignore[misc]
+                pixels = self._workers.map(lambda number, e=encoder: self._prepared(e, number, view), chunk)
                 rows, patches = encoder.encode_prepared_patches(np.stack(list(pixels)))
                 yield chunk, (torch.from_numpy(patches), torch.from_numpy(rows))
                 done += len(chunk)

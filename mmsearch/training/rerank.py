@@ -282,7 +282,7 @@ class _Run:
         loss = self._loss(logits, ignored)
         if model.recovery is not None:
             loss = loss + self._recovered(model.recovery, patches, words, mask, tokens, rng)
-        loss.backward()
+        torch.autograd.backward(loss)
         if settings.clip:
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         self._optimiser.step()

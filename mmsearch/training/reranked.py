@@ -50,7 +50,8 @@ def ranks(candidates: Candidates, scores: np.ndarray) -> np.ndarray:
     own = candidates.own
     best = np.where(own, scores, -np.inf).max(axis=1)  # (Q,)
     among = ((scores >= best[:, None]) & ~own).sum(axis=1)
-    return np.where(own.any(axis=1), among, np.maximum(candidates.rank, own.shape[1]))
+    found: np.ndarray = np.where(own.any(axis=1), among, np.maximum(candidates.rank, own.shape[1]))
+    return found
 
 
 def recall(text_ranks: np.ndarray, image_ranks: np.ndarray) -> Recall:
