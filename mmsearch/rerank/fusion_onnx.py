@@ -5,9 +5,12 @@ A folder holds it:
     config.json             what it is, whose patches and states it reads, T and W, how many candidates
     compressor.safetensors  the picture side: patches (P, F) of a picture to tokens (T, W)
     fusion.onnx             the joint encoder: words (C, L, S), mask (C, L), tokens (I, T, W), text (K,), picture (K,)
-                            to logits (K,); pair k is text[k] with picture[k]
+                            to logits (K,), attention (K, L, T) and weights (K, L); pair k is text[k] with picture[k]
     bank.safetensors        vectors of texts (K, D) and of pictures (M, D), see ``mmsearch.rerank.bank``; may be missing
     calibration.json        for each direction the log-odds of a match, from those of the first stage and the logit
+
+``attention`` says where in the picture each word looked (rows sum to 1), ``weights`` how much each word counted (the
+real ones sum to 1); a search asks for the logits alone.
 
 This is the only module that imports onnxruntime.
 """
@@ -21,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from indexer.encoders.mini_text import gelu
 from indexer.errors import ModelError, UsageError
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
@@ -32,6 +36,8 @@ from mmsearch.rerank.folder import CONFIG, read_json, read_lines
 ARCHITECTURE = "fusion"
 """What ``config.json`` says of a folder that this file can read."""
 COMPRESSOR, MODEL, BANK = "compressor.safetensors", "fusion.onnx", "bank.safetensors"
+INPUTS = ("words", "mask", "tokens", "text", "picture")
+OUTPUTS = ("logits", "attention", "weights")
 EPSILON = 1e-5
 THREADS = 2
 """The model is small, and other work goes on beside it."""
@@ -45,7 +51,9 @@ class FusionCompressor:
     Each token ends with mean 0 and variance 1, so that 8 bits a number lose little.
 
     Args:
-        weights: ``norm.weight``, ``norm.bias`` ``(F,)``, ``project.weight`` ``(W, F)``, ``project.bias`` ``(W,)``.
+        weights: ``norm.weight``, ``norm.bias`` ``(F,)``, ``project.weight`` ``(W, F)``, ``project.bias`` ``(W,)``; with
+            a hidden layer of size U, which adds to the projection, also ``up.weight`` ``(U, F)``, ``up.bias`` ``(U,)``
+            and ``down.weight`` ``(W, U)``.
         grid, side: P is ``grid`` squared and T is ``side`` squared; patches and tokens go row by row from the top left.
         encoder: the fingerprint of the encoder whose patches it reads.
     """
@@ -59,6 +67,9 @@ class FusionCompressor:
         self._project, self._bias = weights["project.weight"].T, weights["project.bias"]  # (F, W), (W,)
         shapes = (self._scale.shape, self._shift.shape, self._bias.shape)
         size, width = self._project.shape
+        self._hidden: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        if "up.weight" in weights:
+            self._hidden = weights["up.weight"].T, weights["up.bias"], weights["down.weight"].T  # (F, U), (U,), (U, W)
         if shapes != ((size,), (size,), (width,)) or (side * side, width) != (format.count, format.width):
             raise ValueError(f"weights for tokens of {width} numbers, {side} x {side}, do not fit {format}")
         line = _pooling(grid, side)
@@ -66,8 +77,11 @@ class FusionCompressor:
 
     def compress(self, patches: np.ndarray) -> np.ndarray:
         """Patches ``(B, P, F)`` float32 to tokens ``(B, T, W)`` float32."""
-        x = _normalise(patches) * self._scale + self._shift
-        x = x @ self._project + self._bias  # (B, P, W)
+        normed = _normalise(patches) * self._scale + self._shift  # (B, P, F)
+        x = normed @ self._project + self._bias  # (B, P, W)
+        if self._hidden is not None:
+            up, bias, down = self._hidden
+            x = x + gelu(normed @ up + bias) @ down
         if self._pool is not None:
             x = self._pool @ x  # (B, T, W)
         return _normalise(x)
@@ -183,17 +197,25 @@ class FusionReranker:
 
     @cached_property
     def _session(self) -> Any:
-        path = self._folder / MODEL
-        try:
-            import onnxruntime
+        return open_session(self._folder / MODEL)
 
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = THREADS
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between questions others work
-            options.log_severity_level = 3  # errors
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as exc:  # the library's errors have no base but this
-            raise ModelError(f"cannot load the reranker {path}: {exc}") from exc
+
+def open_session(path: Path) -> Any:
+    """The joint encoder in ``path``, ready to run.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = THREADS
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between questions others work
+        options.log_severity_level = 3  # errors
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # the library's errors have no base but this
+        raise ModelError(f"cannot load the reranker {path}: {exc}") from exc
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -206,6 +228,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("architecture") != ARCHITECTURE:
         raise ModelError(f"{folder / CONFIG} does not describe a reranker of the kind {ARCHITECTURE!r}")
     return config
+
+
+def is_reranker_folder(folder: Path) -> bool:
+    """Whether ``folder`` says of itself that ``FusionReranker`` can read it."""
+    path = folder / CONFIG
+    return path.is_file() and read_json(path).get("architecture") == ARCHITECTURE
 
 
 def _need(given: np.ndarray | None) -> np.ndarray:

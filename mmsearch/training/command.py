@@ -6,12 +6,20 @@ import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from indexer.errors import UsageError
-from mmsearch.training.settings import LOSSES, PARTS, PRECISIONS, Augmentation, DualSettings
+from mmsearch.training.settings import (
+    LOSSES,
+    PARTS,
+    PRECISIONS,
+    RERANK_LOSSES,
+    Augmentation,
+    DualSettings,
+    RerankSettings,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,13 +28,14 @@ app = typer.Typer(
 
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one here by default.")]
 
-_DEFAULTS = DualSettings()
+_DEFAULTS, _RERANK = DualSettings(), RerankSettings()
 _STRENGTHS = {field.name for field in fields(Augmentation)}
+Settings = TypeVar("Settings", DualSettings, RerankSettings)
 
 
-def _option(name: str, words: str) -> Any:
+def _option(name: str, words: str, defaults: DualSettings | RerankSettings = _DEFAULTS) -> Any:
     """An option for the setting ``name``; its default stands in the help and is not passed on."""
-    setting = getattr(_DEFAULTS.augmentation if name in _STRENGTHS else _DEFAULTS, name)
+    setting = getattr(defaults.augmentation if name in _STRENGTHS else defaults, name)
     shown = False if setting in ("", ()) else str(setting)
     return typer.Option(help=words, show_default=shown)
 
@@ -127,7 +136,7 @@ def dual(
     Example: mmsearch train dual --data my_captions.tsv --out runs/mine, then mmsearch index --model runs/mine photos
     """
     given = {name: value for name, value in locals().items() if value is not None}
-    folder, settings = _run(given)
+    folder, settings = _run(given, DualSettings())
     from mmsearch.training.dual import train_dual
 
     train_dual(
@@ -137,6 +146,134 @@ def dual(
         cache=cache,
         device=device,
         compiled=compiled,
+        command=f"mmsearch {' '.join(sys.argv[1:])}",
+        log=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(folder)
+
+
+@app.command()
+def rerank(
+    data: Annotated[
+        str | None,
+        typer.Option(help="Captioned pictures: a folder, table or file that `mmsearch data inspect` reads."),
+    ] = None,
+    images: Annotated[
+        str | None, _option("images", "Where the pictures are, if they are not beside the captions.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder of the run; --reranker OUT uses it afterwards.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of a run to go on with, in place of --out.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.toml to take settings from; options go before it.", show_default=False)
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="The dual encoder that it will stand behind: mini, a folder, or a ViT of open_clip.",
+            show_default=_RERANK.start,
+        ),
+    ] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(
+            help="Runs of `train dual` with --fold 1/n to n/n, with commas between: each reads the pictures "
+            "that it has not seen.",
+            show_default=False,
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None, _option("also", "More captioned pictures to train on; may be given again.")
+    ] = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="More captioned pictures to choose by, beside dev."),
+    ] = None,
+    fusion: Annotated[
+        str | None, _option("fusion", "How words and patches meet: cross, merged, gated.", _RERANK)
+    ] = None,
+    side: Annotated[int | None, _option("side", "Tokens a side that a picture is compressed to.", _RERANK)] = None,
+    width: Annotated[int | None, _option("width", "Numbers of a token.", _RERANK)] = None,
+    hidden: Annotated[
+        int | None, _option("hidden", "Size of the compressor's hidden layer; 0 for none.", _RERANK)
+    ] = None,
+    size: Annotated[int | None, _option("size", "Width of the joint encoder.", _RERANK)] = None,
+    layers: Annotated[int | None, _option("layers", "Looks at the picture, or layers of attention.", _RERANK)] = None,
+    heads: Annotated[int | None, _option("heads", "Heads of attention.", _RERANK)] = None,
+    products: Annotated[
+        int | None, _option("products", "Numbers by which a word and what it found are compared.", _RERANK)
+    ] = None,
+    loss: Annotated[str | None, _option("loss", f"Objective: {', '.join(RERANK_LOSSES)}.", _RERANK)] = None,
+    margin: Annotated[float | None, _option("margin", "Of the hinge loss.", _RERANK)] = None,
+    smoothing: Annotated[float | None, _option("smoothing", "Of the labels of the other losses.", _RERANK)] = None,
+    mlm: Annotated[float | None, _option("mlm", "What finding hidden words counts; 0 for not at all.", _RERANK)] = None,
+    patches: Annotated[
+        float | None, _option("patches", "What finding hidden tokens counts; 0 for not at all.", _RERANK)
+    ] = None,
+    epochs: Annotated[
+        int | None, _option("epochs", "Times that as many pictures are seen as there are.", _RERANK)
+    ] = None,
+    groups: Annotated[int | None, _option("groups", "Groups of pictures a step.", _RERANK)] = None,
+    group: Annotated[int | None, _option("group", "Pictures of a group.", _RERANK)] = None,
+    together: Annotated[
+        int | None, _option("together", "Pictures of a group that are confused with each other.", _RERANK)
+    ] = None,
+    pool: Annotated[int | None, _option("pool", "Pictures most confused with one, to draw from.", _RERANK)] = None,
+    alike: Annotated[
+        float | None, _option("alike", "Cosine above which captions say the same, and are no mistake.", _RERANK)
+    ] = None,
+    refresh: Annotated[
+        int | None,
+        _option("refresh", "After so many epochs the reranker says what is confused; 0 for never.", _RERANK),
+    ] = None,
+    learning_rate: Annotated[float | None, _option("learning_rate", "Of all weights.", _RERANK)] = None,
+    weight_decay: Annotated[float | None, _option("weight_decay", "AdamW's.", _RERANK)] = None,
+    warmup: Annotated[float | None, _option("warmup", "Part of the steps in which the rate rises.", _RERANK)] = None,
+    clip: Annotated[float | None, _option("clip", "Largest norm of the gradient; 0 for none.", _RERANK)] = None,
+    ema: Annotated[float | None, _option("ema", "Decay of the averaged weights; 0 for no average.", _RERANK)] = None,
+    dropout: Annotated[
+        float | None, _option("dropout", "Part of the numbers that is left out while it learns.", _RERANK)
+    ] = None,
+    candidates: Annotated[
+        int | None, _option("candidates", "How many of the first answers are reranked.", _RERANK)
+    ] = None,
+    seed: Annotated[int | None, _option("seed", "Another number, another run.", _RERANK)] = None,
+    views: Annotated[int | None, _option("views", "Versions of each picture that are kept.", _RERANK)] = None,
+    crop: Annotated[float | None, _option("crop", "Largest part of the area that a crop loses.")] = None,
+    aspect: Annotated[float | None, _option("aspect", "Widest proportions of a crop.")] = None,
+    mirror: Annotated[float | None, _option("mirror", "Probability of the mirror image.")] = None,
+    colour: Annotated[float | None, _option("colour", "How far brightness, contrast and saturation move.")] = None,
+    grey: Annotated[float | None, _option("grey", "Probability of losing all colour.")] = None,
+    cutout: Annotated[float | None, _option("cutout", "Largest part that is painted over.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where patches and word states are kept; OUT/features by default."),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Train a reranker: a small network in which the words of a question look at the patches of a picture.
+
+    Each epoch is judged on the dev split, behind the dual encoder; the best reranker stands in the run's folder at the
+    end. As the folder `reranker` inside that of a model it is used with that model by itself.
+
+    Example: mmsearch train rerank --data my_captions.tsv --from runs/mine --out runs/mine/reranker
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    if folds is not None:
+        given["folds"] = [run for run in folds.split(",") if run]
+    folder, settings = _run(given, RerankSettings())
+    from mmsearch.training.rerank import train_rerank
+
+    train_rerank(
+        folder,
+        settings,
+        resume=resume is not None,
+        cache=cache,
+        device=device,
         command=f"mmsearch {' '.join(sys.argv[1:])}",
         log=lambda line: typer.echo(line, err=True),
     )
@@ -211,33 +348,39 @@ def towers(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Option(help="Folder of a run of train dual.")],
+    run: Annotated[Path, typer.Option(help="Folder of a run of train dual or train rerank.")],
     out: Annotated[Path, typer.Option(help="Folder of packaged weights.")],
 ) -> None:
     """Copy the model of a run, without its features and logs.
 
     Example: mmsearch train export --run runs/mini --out indexer/weights/mini
     """
-    from mmsearch.training.models.mini import export_mini
+    from mmsearch.rerank.fusion_onnx import is_reranker_folder
 
-    export_mini(run, out)
+    if is_reranker_folder(run):
+        from mmsearch.rerank.export import copy_reranker
+
+        copy_reranker(run, out)
+    else:
+        from mmsearch.training.models.mini import export_mini
+
+        export_mini(run, out)
     typer.echo(out)
 
 
-def _run(given: dict[str, Any]) -> tuple[Path, DualSettings]:
-    """The folder and the settings of a run from the options that were given."""
+def _run(given: dict[str, Any], settings: Settings) -> tuple[Path, Settings]:
+    """The folder and the settings of a run from the options that were given; ``settings`` are the defaults."""
     from mmsearch.training.run import CONFIG, read_settings
 
     out, resume, config = given.get("out"), given.get("resume"), given.get("config")
     folder: Path | None = out or resume
     if folder is None or (out and resume):
         raise UsageError("name the run's folder: --out for a new run, --resume for one to go on with")
-    settings = DualSettings()
     if resume is not None:
-        settings = read_settings(resume / CONFIG, DualSettings)
+        settings = read_settings(resume / CONFIG, type(settings))
     elif config is not None:
-        settings = read_settings(config, DualSettings)
-    named = {field.name for field in fields(DualSettings)}
+        settings = read_settings(config, type(settings))
+    named = {field.name for field in fields(settings)}
     changes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if n in named}
     strengths = {name: value for name, value in given.items() if name in _STRENGTHS}
     if strengths:

@@ -15,11 +15,11 @@ from indexer.errors import DecodeError, UsageError
 from mmsearch.datasets import Captioned, Dataset, Picture, open_dataset
 from mmsearch.datasets.model import KIND_OF
 from mmsearch.training.run import Data
-from mmsearch.training.settings import CombineSettings, DualSettings
+from mmsearch.training.settings import CombineSettings, DualSettings, RerankSettings
 
 
 def gathered(
-    settings: DualSettings | CombineSettings, log: Callable[[str], None]
+    settings: DualSettings | CombineSettings | RerankSettings, log: Callable[[str], None]
 ) -> tuple[Captioned, list[tuple[str, Captioned]], list[Data]]:
     """What is trained on, what is judged by (dev first), and what a model card says of them."""
     dataset = open_dataset(settings.data, images=settings.images or None)

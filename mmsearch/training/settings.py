@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from indexer.errors import UsageError
 
 LOSSES = ("infonce", "sigmoid", "triplet")
+RERANK_LOSSES = ("list", "hinge", "match")
 PARTS = ("heads", "last", "lora", "all")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -148,6 +149,100 @@ class CombineSettings:
     size: int = 0
     """Numbers of a vector of `mini`; 0 for as many as the runs have."""
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RerankSettings:
+    """All that the outcome of a run of ``train rerank`` depends on besides the files.
+
+    Raises:
+        UsageError: a setting makes no sense.
+    """
+
+    data: str = ""
+    """As in ``DualSettings``, likewise the next three."""
+    images: str = ""
+    also: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    start: str = "mini"
+    """The dual encoder behind which the reranker will stand: whatever ``--model`` takes, if it gives patches."""
+    folds: tuple[str, ...] = ()
+    """Runs of ``train dual`` with fold 1/n to n/n, in this order: the patches of a training picture come from the one
+    that has not seen it. (An encoder's patches of the pictures that it was trained on match their captions too well.)
+    Without, they come from the start itself."""
+
+    fusion: str = "cross"
+    """``cross``, ``merged`` or ``gated``; see ``FusionShape``, likewise the next six."""
+    side: int = 8
+    """Never more than the patches have."""
+    width: int = 128
+    hidden: int = 0
+    size: int = 192
+    layers: int = 1
+    heads: int = 4
+    products: int = 128
+
+    loss: str = "list"
+    """``list``, ``hinge`` or ``match``; see ``group_losses``."""
+    margin: float = 1.0
+    """Of the hinge loss."""
+    smoothing: float = 0.0
+    """Of the labels of the other two."""
+    mlm: float = 0.0
+    """What finding hidden words counts beside the loss; see ``recovery``."""
+    patches: float = 0.0
+    """Likewise of finding hidden tokens."""
+
+    epochs: int = 8
+    """Each shows as many pictures as there are."""
+    groups: int = 2
+    """A step has so many groups of pictures."""
+    group: int = 16
+    """Pictures of a group, each with one caption; all pairs in it are scored."""
+    together: int = 8
+    """Pictures of a group that are confused with each other."""
+    pool: int = 40
+    """Pictures most confused with one, from which those are drawn."""
+    alike: float = 0.92
+    """Two pictures whose captions' mean vectors have a larger cosine are no mistake for each other."""
+    refresh: int = 0
+    """After so many epochs the reranker itself says which pictures are confused; 0 for never."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    """Part of the steps in which the rate rises."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for none."""
+    ema: float = 0.995
+    """Decay of the moving average of the weights that is judged and kept; 0 for the weights themselves."""
+    dropout: float = 0.1
+
+    views: int = 4
+    """Changed versions of each picture, itself the first, whose patches are kept."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    candidates: int = 50
+    """How many of the first answers are reranked, when it is judged and afterwards."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in RERANK_LOSSES:
+            raise UsageError(f"loss is {self.loss!r}; it must be one of {', '.join(RERANK_LOSSES)}")
+        least = {"epochs": 1, "groups": 1, "group": 2, "together": 1, "pool": 1, "refresh": 0, "views": 1}
+        for name, value in (least | {"candidates": 1}).items():
+            if getattr(self, name) < value:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        for name in ("mlm", "patches", "margin"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.smoothing < 1:
+            raise UsageError(f"smoothing is {self.smoothing}; it must be from 0 (off) to below 1")
+        if self.smoothing and self.loss == "hinge":
+            raise UsageError("the hinge loss has no labels to smooth; use another loss, or smoothing 0")
+        if self.mlm and self.fusion == "gated":
+            raise UsageError("in the gated fusion words meet no patches, and cannot be found by them; leave out mlm")
+        if len(self.folds) == 1:
+            raise UsageError(f"folds names {self.folds[0]} alone; there are at least two parts, each with its run")
 
 
 def parse_fold(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,31 +66,46 @@ def kept(folder: Path, key: str, count: int, states: Callable[[], Iterator[tuple
             size but that of the rows, and is filled up with zeros.
     """
     digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    place = folder.with_name(f"{folder.name}-{digest[:12]}")
+    place = keyed(folder, key)
     if (place / DESCRIBED).is_file():
         return Store(place)
+    with appearing(place) as fresh:
+        arrays: list[np.memmap] = []
+        for numbers, state in states():
+            parts = [part.clamp(-LARGEST, LARGEST).half() if part.is_floating_point() else part for part in state]
+            if not arrays:
+                for number, part in enumerate(parts):
+                    shape = (count, *part.shape[1:])
+                    dtype = part.numpy().dtype
+                    arrays.append(np.lib.format.open_memmap(fresh / f"{number}.npy", "w+", dtype, shape))
+            for array, part in zip(arrays, parts, strict=True):
+                places: tuple[Any, ...] = (np.asarray(numbers), *(slice(size) for size in part.shape[1:]))
+                array[places] = part.numpy()
+        for array in arrays:
+            array.flush()
+        (fresh / DESCRIBED).write_text(json.dumps({"key": digest, "arrays": len(arrays)}), encoding="utf-8")
+    return Store(place)
+
+
+def keyed(folder: Path, key: str) -> Path:
+    """``folder`` with a digest of ``key`` in its name."""
+    return folder.with_name(f"{folder.name}-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()[:12]}")
+
+
+@contextmanager
+def appearing(place: Path) -> Iterator[Path]:
+    """A new folder to write into, which is called ``place`` once it is whole.
+
+    Of two processes that write the same one at a time the first to finish gives it its name.
+    """
     fresh = place.with_name(f"{place.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    arrays: list[np.memmap] = []
-    for numbers, state in states():
-        parts = [part.clamp(-LARGEST, LARGEST).half() if part.is_floating_point() else part for part in state]
-        if not arrays:
-            for number, part in enumerate(parts):
-                shape = (count, *part.shape[1:])
-                dtype = part.numpy().dtype
-                arrays.append(np.lib.format.open_memmap(fresh / f"{number}.npy", "w+", dtype, shape))
-        for array, part in zip(arrays, parts, strict=True):
-            places: tuple[Any, ...] = (np.asarray(numbers), *(slice(size) for size in part.shape[1:]))
-            array[places] = part.numpy()
-    for array in arrays:
-        array.flush()
-    (fresh / DESCRIBED).write_text(json.dumps({"key": digest, "arrays": len(arrays)}), encoding="utf-8")
+    yield fresh
     try:
         fresh.rename(place)
     except OSError:  # another run was quicker
         shutil.rmtree(fresh)
-    return Store(place)
 
 
 class Pictures:
