@@ -144,7 +144,7 @@ class OpenClipEncoder:
         if inner is None:
             spans: list[Piece | None] = [None, *_byte_pair_spans(self._tokenizer, text)]
             return text, [*spans[: self.max_tokens - 1], None]
-        if not inner.is_fast or getattr(self._tokenizer, "tokenizer_mode", ""):
+        if not inner.is_fast or getattr(self._tokenizer, "tokenizer_mode", None):
             raise UsageError(f"cannot explain: the tokenizer of {self.name} does not say which words its tokens are of")
         found = inner(
             text,

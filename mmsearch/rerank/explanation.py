@@ -177,7 +177,8 @@ def looks(words: Sequence[tuple[str, list[int]]], attention: np.ndarray, weights
 
 def attended(words: Sequence[Word]) -> np.ndarray:
     """The heat ``(S, S)`` of all words together: the sum of weight times heat."""
-    return np.sum([word.weight * word.heat for word in words], axis=0)
+    heat: np.ndarray = np.sum([word.weight * word.heat for word in words], axis=0)
+    return heat
 
 
 def hidden(tokens: np.ndarray) -> np.ndarray:
