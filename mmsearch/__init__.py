@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mmsearch.library import Library, Status, open
     from mmsearch.query import Query, parse_query
     from mmsearch.rerank import Reranker
+    from mmsearch.rerank.explanation import Explanation
     from mmsearch.search import Hit, Hits, Searcher
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOME = {
     "Addition": "indexer.pipeline",
     "Asset": "indexer.types",
     "DecodeError": "indexer.errors",
+    "Explanation": "mmsearch.rerank.explanation",
     "Hit": "mmsearch.search",
     "Hits": "mmsearch.search",
     "IndexBusy": "indexer.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "Addition",
     "Asset",
     "DecodeError",
+    "Explanation",
     "Hit",
     "Hits",
     "IndexBusy",

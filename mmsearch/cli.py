@@ -210,6 +210,57 @@ def query(
 
 
 @app.command()
+def explain(
+    question: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for in the picture.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture, which need not be in an index.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Write to this file; else to PICTURE.explained.png, here.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="attention|occlusion", help="How the heat of all words together is made.")
+    ] = None,
+    json_: JsonOption = False,
+    reranker: RerankerOption = None,
+    index: IndexOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Show which parts of a picture each word looks at.
+
+    Prints how likely it is that the two match and, for each word, how much it counts and where it looks most; writes a
+    PNG with the heat laid over the picture. With --json the maps are printed, and a PNG is written where --out says so.
+
+    Example: mmsearch explain 'a dog in the snow' photo.jpg
+    """
+    from mmsearch import present
+    from mmsearch.rerank.explain import explain_alone, show
+    from mmsearch.rerank.explanation import METHOD, check_writable
+
+    if out is None and not json_:
+        out = Path(f"{picture.stem}.explained.png")
+    if out is not None:
+        check_writable(out, str(picture))
+    if model is not None and index is None:  # the index of another model must not be in the way
+        from indexer.encoders.load import load_encoder
+        from mmsearch.rerank.load import load_reranker
+
+        encoder = load_encoder(model, device)
+        shown = show(picture, encoder.image_size)
+        found = explain_alone(encoder, load_reranker(reranker, encoder), question, shown, method or METHOD)
+    else:
+        with _open(index, model, device, reranker) as library:
+            found = library.explain(question, picture, method=method or METHOD)
+    if out is not None:
+        found.save(out)
+    if json_:
+        print(json.dumps(found.as_dict()))
+    else:
+        print("\n".join(present.explanation_lines(found)))
+    if out is not None:
+        _say(f"wrote {present.display_path(str(out))}")
+
+
+@app.command()
 def status(index: IndexOption = None, json_: JsonOption = False) -> None:
     """Say what is indexed, by which model, and what was skipped.
 

@@ -26,6 +26,8 @@ from indexer.types import Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
 from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
+from mmsearch.rerank.explain import explain_alone, show
+from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher
 
@@ -293,6 +295,26 @@ class Library:
             candidates=candidates,
         )
         return self.searcher().search(query, ANSWERS if k is None else k)
+
+    def explain(self, question: str, picture: Image | str | os.PathLike[str], *, method: str = METHOD) -> Explanation:
+        """Which parts of ``picture`` the words of ``question`` look at, as a map of heat that can be saved as a PNG.
+
+        The picture need not be in the index, and there need be none; where it is, it is still read from its file.
+
+        Args:
+            picture: a PIL image or the path of one.
+            method: ``attention`` (where the words looked) or ``occlusion`` (what the score hangs on); see
+                ``mmsearch.rerank.explanation.METHOD``.
+
+        Raises:
+            UsageError: there is no word or no such picture, or there is no reranker, or one that cannot explain.
+            DecodeError: the picture cannot be read.
+            ModelError: the model or the reranker fails, or the reranker does not say where words look.
+        """
+        shown = show(picture, self.encoder.image_size)
+        if Index.exists(self.folder):
+            return self.searcher().explain(question, shown, method)
+        return explain_alone(self.encoder, self.reranker, question, shown, method)
 
     def remove(self, *paths: str | os.PathLike[str], keys: Sequence[str] = ()) -> int:
         """Take files, everything below folders, and added ``keys`` out of the index; return how many files there were.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from indexer.types import TokensReport, UpdateReport
 from mmsearch.library import Status
+from mmsearch.rerank.explanation import Explanation
 from mmsearch.search import Hit, Hits
 
 _SKIPPED_SHOWN = 20
@@ -39,6 +40,18 @@ def hits_paths(hits: Sequence[Hit], *, end: bytes) -> bytes:
     """The paths as the file system has them, each once and followed by ``end``."""
     paths = dict.fromkeys(hit.item.asset.path or hit.item.asset.key or "" for hit in hits)
     return b"".join(os.fsencode(path) + end for path in paths)
+
+
+def explanation_lines(explanation: Explanation) -> list[str]:
+    """The probability, as in a table of hits, then for each word how much it counts and where it looks most."""
+    likely = "    ?" if explanation.probability is None else f"{explanation.probability:5.2f}"
+    column = max(len(word.word) for word in explanation.words)
+    lines = [f"{likely}  {explanation.question}  ({explanation.place(explanation.heat)})"]
+    lines += [
+        f"{100 * word.weight:4.0f}%  {word.word:<{column}}  {explanation.place(word.heat)}"
+        for word in explanation.words
+    ]
+    return lines
 
 
 def display_path(path: str) -> str:

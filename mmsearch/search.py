@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from indexer.types import Item, Modality, Span
 from mmsearch.calibration import Calibration, probability
 from mmsearch.query import Query
 from mmsearch.rerank import PictureSide, Reranker, TextSide
+from mmsearch.rerank.explain import Shown, explain, no_reranker, show
+from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.stage import SecondStage, fused_order
 
 EXCLUSION_POOL = 2000
@@ -36,6 +38,12 @@ class Hit:
     item: Item
     reranked: bool = False
     """Whether a reranker has looked at it; else its score is what the first stage says."""
+    explaining: Callable[[str], Explanation] | None = field(default=None, repr=False, compare=False)
+    """What ``explain`` asks: the searcher that found it."""
+
+    def __reduce__(self) -> tuple[type[Hit], tuple[Any, ...]]:
+        """A copy that leaves the process, which the searcher cannot, cannot be explained."""
+        return Hit, (self.rank, self.score, self.item, self.reranked)
 
     @property
     def probability(self) -> float:
@@ -71,6 +79,25 @@ class Hit:
     def metadata(self) -> Mapping[str, Any]:
         """What the caller said about it when adding it."""
         return self.item.asset.metadata
+
+    def explain(self, *, method: str = METHOD) -> Explanation:
+        """Which parts of the picture the words look at: those of the question, or for a picture those of this text.
+
+        The file of a picture is read again. The probability is that of these words and this picture: ``score``, unless
+        more than that was asked for, the file has changed, or the reranker has not looked at it.
+
+        Args:
+            method: ``attention`` or ``occlusion``; see ``mmsearch.rerank.explanation.METHOD``.
+
+        Raises:
+            UsageError: words meet words here, or a picture a picture; or the file is gone, or never was; or there is no
+                reranker, or one that cannot explain.
+            DecodeError: the file is no picture any more.
+            ModelError: the reranker fails, or does not say where words look.
+        """
+        if self.explaining is None:
+            raise UsageError("this hit was copied or made by hand; explain the one that the search gave")
+        return self.explaining(method)
 
     def as_dict(self) -> dict[str, Any]:
         """The hit in plain values, for JSON; what does not apply is left out."""
@@ -243,7 +270,7 @@ class Searcher:
                 for one, kinds, why in zip(asked, first, reasons, strict=True)
             ]
         return [
-            _hits(one.query, kinds, items, k, "; ".join(dict.fromkeys(why)) or None)
+            _hits(one.query, kinds, items, k, "; ".join(dict.fromkeys(why)) or None, self._explain_hit)
             for one, kinds, why in zip(asked, found, reasons, strict=True)
         ]
 
@@ -311,6 +338,34 @@ class Searcher:
             found, logits = found[order], logits[order]
         return _Found(found, logits, np.zeros(len(found), dtype=bool))
 
+    def explain(self, text: str, shown: Shown, method: str = METHOD, *, asked: Modality = Modality.TEXT) -> Explanation:
+        """Which parts of a picture the words of ``text`` look at; ``asked`` is which of the two is the question.
+
+        Raises:
+            UsageError: there is no word, no reranker, or one that cannot explain.
+            ModelError: the reranker fails, or does not say where words look.
+        """
+        if self._second is None:
+            raise no_reranker(self.encoder)
+        answered = Modality.TEXT if asked is Modality.IMAGE else Modality.IMAGE
+        return explain(self._second, text, shown, method, asked=asked, line=self.calibration[asked, answered])
+
+    def _explain_hit(self, query: Query, item: Item, method: str) -> Explanation:
+        """The words and the picture among what was asked and what was found."""
+        if item.modality is Modality.IMAGE and query.text is not None:
+            if not item.asset.path:
+                raise UsageError(
+                    f"{item.asset.key!r} was added from memory, and there is no file to look at again; give the "
+                    "picture to Library.explain"
+                )
+            return self.explain(query.text, show(item.asset.path, self.encoder.image_size), method)
+        if item.modality is Modality.TEXT and query.image is not None:
+            shown = show(query.image, self.encoder.image_size)
+            return self.explain(item.text or "", shown, method, asked=Modality.IMAGE)
+        raise UsageError(
+            f"only words and a picture can be explained; here both the question and the answer are {item.modality}s"
+        )
+
 
 def _across(asked: Asked, answered: Modality) -> Part | None:
     """The part of a question that a reranker holds against answers of one kind: words against pictures, or reverse."""
@@ -345,8 +400,13 @@ def _hits(
     items: Mapping[Modality, Mapping[int, Item]],
     k: int,
     not_reranked: str | None,
+    explain_hit: Callable[[Query, Item, str], Explanation],
 ) -> Hits:
     """The ``k`` best of what was found of every kind, ties to the smaller item, as far as they are likely enough."""
+
+    def explaining(item: Item) -> Callable[[str], Explanation]:
+        return lambda method: explain_hit(query, item, method)
+
     best = [
         (logit, items[kind][row], reranked)
         for kind, of_kind in found.items()
@@ -355,7 +415,10 @@ def _hits(
         )
     ]
     best.sort(key=lambda one: (-one[0], one[1].id))
-    hits = [Hit(rank, probability(logit), item, again) for rank, (logit, item, again) in enumerate(best[:k], 1)]
+    hits = [
+        Hit(rank, probability(logit), item, again, explaining(item))
+        for rank, (logit, item, again) in enumerate(best[:k], 1)
+    ]
     likely = [hit for hit in hits if query.min_prob is None or hit.score >= query.min_prob]
     return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)
 

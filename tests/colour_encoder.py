@@ -6,6 +6,7 @@ first three between 0 and 1. So "red" and a red picture have the same vector, (0
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -61,6 +62,12 @@ class PatchColourEncoder(ColourEncoder):
         words = [text.lower().split() for text in texts]
         states = [np.array([[word == colour for colour in WORDS] for word in some], np.float32) for some in words]
         return self.encode_texts(texts), states
+
+    def read_text(self, text: str) -> tuple[str, list[tuple[int, int] | None]]:
+        return text, [match.span() for match in re.finditer(r"\S+", text)]
+
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        return 0, 0, 1, 1
 
 
 class ColourCompressor:

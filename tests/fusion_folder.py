@@ -4,6 +4,8 @@ The logit of a pair is the sum, over the words of the text, of the best match am
 being the product of the word's state, led through a matrix, and the token (the late interaction of Khattab and Zaharia
 2020). With the colour encoder that matrix and the projection of patches are the identity: a red patch, less its mean
 and over its deviation, is (√2, -√½, -√½), a word "red" is (1, 0, 0), so "red" and a picture with a red quarter give √2.
+
+Attention is the softmax of a word's matches over the tokens, the weights are that of the best matches over the words.
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ def write_reranker(
     project: np.ndarray | None = None,
     words: np.ndarray | None = None,
     name: str = "sum-of-best",
+    explains: bool = True,
 ) -> Path:
     """Write it for ``encoder`` and return its folder; ``project`` ``(W, F)`` and ``words`` ``(S, W)`` are the identity
-    unless given."""
+    unless given. One that ``explains`` not is one of before there was ``attention``."""
     folder.mkdir(parents=True, exist_ok=True)
     patches, size = encoder.patches
     weights = {
@@ -47,7 +50,8 @@ def write_reranker(
         "project.bias": np.zeros(width, np.float32),
     }
     save_file(weights, folder / "compressor.safetensors")
-    save_graph(folder / "fusion.onnx", np.eye(encoder.state_size, width) if words is None else words, side * side)
+    words = np.eye(encoder.state_size, width) if words is None else words
+    save_graph(folder / "fusion.onnx", words, side * side, explains=explains)
     (folder / "calibration.json").write_text(json.dumps(CALIBRATION))
     config = {
         "architecture": "fusion",
@@ -64,7 +68,7 @@ def write_reranker(
     return folder
 
 
-def save_graph(path: Path, words: np.ndarray, count: int) -> None:
+def save_graph(path: Path, words: np.ndarray, count: int, *, explains: bool = True) -> None:
     """The joint encoder for word states led through ``words`` ``(S, W)`` and ``count`` tokens."""
     size, width = words.shape
     nodes = [
@@ -77,7 +81,13 @@ def save_graph(path: Path, words: np.ndarray, count: int) -> None:
         helper.make_node("ReduceMax", ["matches"], ["best"], axes=[2], keepdims=0),
         helper.make_node("Mul", ["best", "real"], ["counted"]),
         helper.make_node("ReduceSum", ["counted", "axis"], ["logits"], keepdims=0),
+        helper.make_node("Softmax", ["matches"], ["attention"], axis=2),
+        helper.make_node("Exp", ["best"], ["strength"]),
+        helper.make_node("Mul", ["strength", "real"], ["shares"]),
+        helper.make_node("ReduceSum", ["shares", "axis"], ["whole"], keepdims=1),
+        helper.make_node("Div", ["shares", "whole"], ["weights"]),
     ]
+    outputs = {"logits": ["K"], "attention": ["K", "L", count], "weights": ["K", "L"]}
     real, whole = TensorProto.FLOAT, TensorProto.INT64
     graph = helper.make_graph(
         nodes,
@@ -89,7 +99,11 @@ def save_graph(path: Path, words: np.ndarray, count: int) -> None:
             helper.make_tensor_value_info("text", whole, ["K"]),
             helper.make_tensor_value_info("picture", whole, ["K"]),
         ],
-        [helper.make_tensor_value_info("logits", real, ["K"])],
+        [
+            helper.make_tensor_value_info(name, real, shape)
+            for name, shape in outputs.items()
+            if explains or name == "logits"
+        ],
         [
             numpy_helper.from_array(words.astype(np.float32), "map"),
             numpy_helper.from_array(np.array([1], np.int64), "axis"),

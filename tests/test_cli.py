@@ -80,7 +80,7 @@ def test_a_question_in_words_never_loads_torch(samples_index: Path) -> None:
 def test_every_command_has_help_with_an_example() -> None:
     top = mmsearch("--help")
     assert top.returncode == 0
-    for command in ("index", "query", "status", "remove", "verify", "compact", "train"):
+    for command in ("index", "query", "explain", "status", "remove", "verify", "compact", "train"):
         assert command in top.stdout
         assert "Example: mmsearch" in mmsearch(command, "--help").stdout or command == "train"
 

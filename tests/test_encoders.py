@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indexer.encoders import Encoder, PatchEncoder, has_patches
+from indexer.encoders import Encoder, PatchEncoder, PlacedEncoder, has_patches
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import CONFIG, HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.encoders.mini_text import erf, layer_norm, softmax
@@ -237,6 +237,20 @@ class TestMini:
                 assert found.dtype == np.float32 and found.shape == (len(text), 384)
                 assert found == pytest.approx(alone, abs=1e-3)
 
+    def test_the_characters_of_each_token_state(self, mini: MiniEncoder):
+        text = "A dog's unbelievably  naïve, baobab"
+        read, pieces = mini.read_text(text)
+        assert isinstance(mini, PlacedEncoder) and read == text
+        assert len(pieces) == len(mini.token_ids([text])[0]) == len(mini.encode_text_states([text])[1][0])
+        assert (pieces[0], pieces[-1]) == (None, None)
+        found = [read[slice(*piece)] for piece in pieces if piece]
+        assert found[:4] == ["A", "dog", "'", "s"] and "".join(found) == text.replace(" ", "")
+        assert len(found) > 7  # some of the words are of several pieces
+        cut = mini.read_text("a dog " * 200)[1]
+        assert len(cut) == 128 and cut[-2:] == [(374, 377), None]
+        assert mini.read_text("")[1] == [None, None]
+        assert mini.seen(800, 100) == (0, 0, 1, 1)
+
     def test_damaged_weights_are_named(self, tmp_path: Path, pictures: list[Image.Image]):
         folder = tmp_path / "run"
         shutil.copytree(PACKAGED, folder)
@@ -448,6 +462,50 @@ class TestOpenClip:
         for found, plain in zip(states, expected.numpy(), strict=True):
             assert found.dtype == np.float32
             assert found == pytest.approx(plain[: len(found)], abs=1e-5)
+
+    def test_the_characters_of_each_token_state(self, folder: Path):
+        encoder = load_encoder(str(folder), "cpu")
+        assert isinstance(encoder, PlacedEncoder)
+        texts = ["a dog", "  A  Red  car! ", "", "dog " * 40, "unbelievable 🐶 naïve"]
+        for text, states in zip(texts, encoder.encode_text_states(texts)[1], strict=True):
+            assert len(encoder.read_text(text)[1]) == len(states), text
+        if folder.name.startswith("clip"):
+            read, pieces = encoder.read_text(texts[1])
+            assert [piece and read[slice(*piece)] for piece in pieces] == [None, "a", "red", "car", "!", None]
+            read, pieces = encoder.read_text("unbelievable 🐶")
+            assert "".join(read[slice(*piece)] for piece in pieces[1:4] if piece).startswith("unbelievable")
+            assert pieces[-2] is not None and read[slice(*pieces[-2])] == "🐶"
+            assert encoder.read_text("")[1] == [None, None]
+            assert len(encoder.read_text("dog " * 40)[1]) == 16
+        else:
+            read, pieces = encoder.read_text("A dog, a car")
+            assert [piece and read[slice(*piece)] for piece in pieces] == ["a", "dog", "a", "car"]  # no punctuation
+            assert encoder.read_text("")[1] == [None]
+
+    @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+    @pytest.mark.parametrize("size", [(960, 480), (480, 960)])
+    def test_what_is_seen_of_a_picture_is_where_its_pixels_are(self, mode: str, size: tuple[int, int], tmp_path: Path):
+        """A picture that grows redder to the right and greener downwards says of each pixel where it was."""
+        folder = _random_model(tmp_path, CLIP)
+        settings = {"resize_mode": mode, "mean": [0, 0, 0], "std": [1, 1, 1]}
+        config = {"model_cfg": CLIP, "preprocess_cfg": settings}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        encoder = load_encoder(str(folder), "cpu")
+        width, height = size
+        pixels = np.zeros((height, width, 3))
+        pixels[..., 0], pixels[..., 1] = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
+        red, green, _ = encoder.prepare(Image.fromarray((255 * pixels).round().astype(np.uint8)))
+        assert isinstance(encoder, PlacedEncoder)
+        left, top, right, bottom = encoder.seen(width, height)
+        assert (left, top) == pytest.approx((1 - right, 1 - bottom))
+        places = (np.arange(len(red)) + 0.5) / len(red)
+        across, down = left + (right - left) * places, top + (bottom - top) * places
+        inside = ((across > 0.03) & (across < 0.97)), ((down > 0.03) & (down < 0.97))
+        middle = len(red) // 2
+        assert red[middle][inside[0]] == pytest.approx(across[inside[0]], abs=0.03)
+        assert green[:, middle][inside[1]] == pytest.approx(down[inside[1]], abs=0.03)
+        outside = (across < -0.05) | (across > 1.05)
+        assert (red[middle][outside] == 0).all() and outside.any() == (mode == "longest" and width < height)
 
     @pytest.mark.parametrize(
         ("vision", "patches"),

@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+Piece = tuple[int, int]
+"""Characters of a text, from the first up to but not including the second."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom as fractions of a picture; below 0 and above 1 where a model pads it."""
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
 
 @runtime_checkable
 class Encoder(Protocol):
@@ -62,6 +68,27 @@ class PatchEncoder(Encoder, Protocol):
     def encode_text_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Texts to float32 unit rows ``(B, D)``, those of ``encode_texts``, and for each text its token states
         ``(L, F_t)`` float32, special tokens included."""
+
+
+@runtime_checkable
+class PlacedEncoder(PatchEncoder, Protocol):
+    """A ``PatchEncoder`` that can also say where its token states and its patches lie."""
+
+    def read_text(self, text: str) -> tuple[str, list[Piece | None]]:
+        """The text as the tokenizer reads it, and of which of its characters each of the L token states is: None for a
+        special token.
+
+        Raises:
+            UsageError: the tokenizer of this model cannot say so.
+        """
+
+    def seen(self, width: int, height: int) -> Box:
+        """Which part of a picture of so many pixels the patches divide among them."""
+
+
+def places(offsets: Sequence[Piece], special: Sequence[int]) -> list[Piece | None]:
+    """What ``PlacedEncoder.read_text`` says, from the offsets of tokens and the mask of special ones."""
+    return [None if skip else (start, end) for (start, end), skip in zip(offsets, special, strict=True)]
 
 
 def has_patches(encoder: Encoder) -> TypeGuard[PatchEncoder]:

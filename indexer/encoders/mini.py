@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.encoders import WHOLE, Box, Piece, places
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError
 
@@ -45,7 +46,7 @@ TEXT_BATCH = 128
 
 
 class MiniEncoder:
-    """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind ``PatchEncoder``.
+    """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind ``PlacedEncoder``.
 
     A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
     quarters, that of the sentence model alone (384 numbers), which for a picture is the average of the embeddings of
@@ -148,6 +149,16 @@ class MiniEncoder:
         ids = self.token_ids(texts)
         encode = self._encode_by_numpy if len(ids) <= NUMPY_TEXTS else self._encode_by_torch
         return encode(ids, states), states
+
+    def read_text(self, text: str) -> tuple[str, list[Piece | None]]:
+        """``text`` itself, and the characters of each of its tokens; see ``PlacedEncoder``."""
+        encoding = self._tokenizer.encode(text)
+        spans = places(encoding.offsets, encoding.special_tokens_mask)
+        return text, spans if len(spans) <= MAX_TOKENS else [*spans[: MAX_TOKENS - 1], spans[-1]]
+
+    def seen(self, width: int, height: int) -> Box:
+        """The whole picture, whatever its shape: it is squeezed."""
+        return WHOLE
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text``, special tokens counted, also those beyond ``max_tokens``."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.encoders import WHOLE, Box, Piece, places
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
 
@@ -37,7 +38,7 @@ class OpenClipEncoder:
     a folder                        ``open_clip_config.json`` beside ``*.safetensors`` (or a pickle-free ``.bin``)
     ==============================  ==============================================================
 
-    With a vision transformer and open_clip's own text transformer it is a ``PatchEncoder`` too: the patches are the
+    With a vision transformer and open_clip's own text transformer it is a ``PlacedEncoder`` too: the patches are the
     last block's, without class token, through the tower's final norm and before pooling; the token states likewise,
     without padding. Other towers have no ``patches``.
 
@@ -132,6 +133,40 @@ class OpenClipEncoder:
             states += [one[: max(1, self.count_tokens(text))] for one, text in zip(padded, chunk, strict=True)]
         return np.concatenate(rows), states
 
+    def read_text(self, text: str) -> tuple[str, list[Piece | None]]:
+        """``text`` as the tokenizer cleans it, and the characters of each of its tokens; see ``PlacedEncoder``.
+
+        Raises:
+            UsageError: the tokenizer is not one that knows them.
+        """
+        text = self._tokenizer.clean_fn(text)
+        inner = getattr(self._tokenizer, "tokenizer", None)
+        if inner is None:
+            spans: list[Piece | None] = [None, *_byte_pair_spans(self._tokenizer, text)]
+            return text, [*spans[: self.max_tokens - 1], None]
+        if not inner.is_fast or getattr(self._tokenizer, "tokenizer_mode", None):
+            raise UsageError(f"cannot explain: the tokenizer of {self.name} does not say which words its tokens are of")
+        found = inner(
+            text,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        return text, places(found["offset_mapping"], found["special_tokens_mask"]) or [None]
+
+    def seen(self, width: int, height: int) -> Box:
+        """What the transform leaves of a picture: its middle, all of it, or all of it and a margin."""
+        setting = self._model.visual.preprocess_cfg
+        if setting["resize_mode"] == "squash":
+            return WHOLE
+        size = setting["size"]
+        rows, columns = size[-2:] if isinstance(size, (tuple, list)) else (size, size)
+        fit = min if setting["resize_mode"] == "longest" else max
+        scale = fit(columns / width, rows / height)
+        across, down = columns / (width * scale) / 2, rows / (height * scale) / 2
+        return 0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down
+
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text`` by the model's tokenizer, special tokens counted."""
         inner = getattr(self._tokenizer, "tokenizer", None)
@@ -146,6 +181,22 @@ class OpenClipEncoder:
             tokens = self._tokenizer(list(texts)).to(self._device)  # (B, L)
             features: np.ndarray = self._model.encode_text(tokens).float().cpu().numpy()
         return features
+
+
+def _byte_pair_spans(tokenizer: Any, text: str) -> Iterator[Piece]:
+    """The characters of ``text``, already cleaned, of which each token of CLIP's tokenizer is.
+
+    A token is a run of bytes, so one character may be in several tokens (Sennrich et al. 2016, over UTF-8). The loop is
+    that of ``SimpleTokenizer.encode``.
+    """
+    for match in tokenizer.pat.finditer(text):
+        owner = [match.start() + n for n, one in enumerate(match[0]) for _ in one.encode("utf-8")]  # of each byte
+        letters = "".join(tokenizer.byte_encoder[byte] for byte in match[0].encode("utf-8"))
+        start = 0
+        for piece in tokenizer.bpe(letters).split(" "):
+            end = start + len(piece.removesuffix("</w>"))
+            yield owner[start], owner[end - 1] + 1
+            start = end
 
 
 def patch_shape(visual: Any) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from indexer.errors import DecodeError
 
@@ -92,4 +92,27 @@ class Reranker(Protocol):
         """
 
 
-__all__ = ["PictureSide", "Reranker", "TextSide"]
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """How the words of a pair looked at its picture: ``attention`` ``(L, T)``, of which each row sums to 1, says how
+    much of each word's look went to each token, ``weights`` ``(L,)``, which sum to 1, how much each word counted."""
+
+    logit: float
+    attention: np.ndarray
+    weights: np.ndarray
+
+
+@runtime_checkable
+class LookingReranker(Protocol):
+    """A ``Reranker`` with a compressor whose tokens are a square, row by row from the top left, and which can say where
+    words looked. The search does without."""
+
+    def look(self, text: TextSide, picture: PictureSide) -> Look:
+        """What became of one pair.
+
+        Raises:
+            ModelError: the model cannot be loaded, fails, or does not say where its words look.
+        """
+
+
+__all__ = ["Look", "LookingReranker", "PictureSide", "Reranker", "TextSide"]

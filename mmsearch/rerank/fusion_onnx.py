@@ -29,7 +29,7 @@ from indexer.errors import ModelError, UsageError
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
 from mmsearch.calibration import FusedLine
-from mmsearch.rerank import PictureSide, TextSide
+from mmsearch.rerank import Look, PictureSide, TextSide
 from mmsearch.rerank.bank import QueryBank
 from mmsearch.rerank.folder import CONFIG, read_json, read_lines
 
@@ -172,28 +172,53 @@ class FusionReranker:
         logits = np.empty(len(pairs))
         for start in range(0, len(pairs), PAIRS):
             chunk = pairs[start : start + PAIRS]
-            asked, text = np.unique(chunk[:, 0], return_inverse=True)
-            shown, picture = np.unique(chunk[:, 1], return_inverse=True)
-            words, mask = _pad([_need(texts[i].states) for i in asked])
-            inputs = {
-                "words": words,
-                "mask": mask,
-                "tokens": np.stack([_need(pictures[i].tokens) for i in shown]),
-                "text": text.astype(np.int64),
-                "picture": picture.astype(np.int64),
-            }
-            logits[start : start + PAIRS] = self._run(inputs, len(chunk))
+            (logits[start : start + PAIRS],) = self._run(OUTPUTS[:1], texts, pictures, chunk)
         return logits
 
-    def _run(self, inputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-        session = self._session
+    def look(self, text: TextSide, picture: PictureSide) -> Look:
+        """Where the words of one pair looked; see ``LookingReranker``.
+
+        Raises:
+            ModelError: the network cannot be loaded, fails, or does not say where its words look.
+        """
+        if not {output.name for output in self._session.get_outputs()}.issuperset(OUTPUTS):
+            raise ModelError(
+                f"the reranker {self.name} cannot explain: {self._folder / MODEL} has no outputs that say where words "
+                f"look ({' and '.join(OUTPUTS[1:])}); export it again, or name another one"
+            )
+        logits, attention, weights = self._run(OUTPUTS, [text], [picture], np.zeros((1, 2), np.int64))
+        shape = len(_need(text.states)), len(_need(picture.tokens))
+        if attention.shape != (1, *shape) or weights.shape != (1, shape[0]):
+            raise ModelError(
+                f"the reranker {self.name} cannot explain: it gave attention of shape {attention.shape} and weights of "
+                f"shape {weights.shape} for {shape[0]} words and {shape[1]} image tokens"
+            )
+        return Look(float(logits[0]), attention[0], weights[0])
+
+    def _run(
+        self, outputs: Sequence[str], texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray
+    ) -> list[np.ndarray]:
+        """The ``outputs`` of the network, of which the first are the logits."""
+        asked, text = np.unique(pairs[:, 0], return_inverse=True)
+        shown, picture = np.unique(pairs[:, 1], return_inverse=True)
+        words, mask = _pad([_need(texts[i].states) for i in asked])
+        inputs = {
+            "words": words,
+            "mask": mask,
+            "tokens": np.stack([_need(pictures[i].tokens) for i in shown]),
+            "text": text.astype(np.int64),
+            "picture": picture.astype(np.int64),
+        }
+        session, count = self._session, len(pairs)
         try:
-            (logits,) = session.run(["logits"], dict(inputs))
+            found: list[np.ndarray] = session.run(list(outputs), inputs)
         except Exception as exc:  # the library's errors have no base but this
             raise ModelError(f"the reranker {self.name} failed on {count} pairs: {exc}") from exc
-        if logits.shape != (count,) or not np.isfinite(logits).all():
-            raise ModelError(f"the reranker {self.name} gave unusable logits of shape {logits.shape} for {count} pairs")
-        return logits
+        if found[0].shape != (count,) or not all(np.isfinite(one).all() for one in found):
+            raise ModelError(
+                f"the reranker {self.name} gave unusable logits of shape {found[0].shape} for {count} pairs"
+            )
+        return found
 
     @cached_property
     def _session(self) -> Any:

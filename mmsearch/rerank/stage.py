@@ -44,7 +44,7 @@ class SecondStage:
     def __init__(self, reranker: Reranker, encoder: Encoder, encoding: threading.Lock) -> None:
         check_reads(reranker, encoder)
         self.reranker = reranker
-        self._encoder = encoder
+        self.encoder = encoder
         self._encoding = encoding
         self._states: OrderedDict[str, np.ndarray] = OrderedDict()
         self._states_bytes = 0
@@ -52,7 +52,7 @@ class SecondStage:
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[np.ndarray, TextSide]]:
         """The vector ``(D,)`` of each text, as the encoder gives it, and its side of a pair; ``encoding`` is held."""
         if self.reranker.compressor is None:
-            return [(row, TextSide(text)) for row, text in zip(self._encoder.encode_texts(texts), texts, strict=True)]
+            return [(row, TextSide(text)) for row, text in zip(self.encoder.encode_texts(texts), texts, strict=True)]
         rows, states = self._patch_encoder.encode_text_states(texts)
         return [(row, TextSide(text, one)) for row, text, one in zip(rows, texts, states, strict=True)]
 
@@ -63,15 +63,21 @@ class SecondStage:
         """
         compressor = self.reranker.compressor
         if compressor is None:
-            rows = self._encoder.encode_images(images)
+            rows = self.encoder.encode_images(images)
             return [(row, PictureSide(image=image)) for row, image in zip(rows, images, strict=True)]
         encoded: list[tuple[np.ndarray, PictureSide]] = []
         for start in range(0, len(images), IMAGE_BATCH):
-            batch = np.stack([self._encoder.prepare(image) for image in images[start : start + IMAGE_BATCH]])
+            batch = np.stack([self.encoder.prepare(image) for image in images[start : start + IMAGE_BATCH]])
             rows, patches = self._patch_encoder.encode_prepared_patches(batch)
             tokens = unpack(pack_checked(compressor, patches), compressor.format)  # (B, T, W)
             encoded += [(row, PictureSide(one)) for row, one in zip(rows, tokens, strict=True)]
         return encoded
+
+    def encode_pair(self, text: str, image: Image) -> tuple[np.ndarray, TextSide, np.ndarray, PictureSide]:
+        """The vector ``(D,)`` and the side of a text, and those of a picture."""
+        with self._encoding:
+            (row, words), (image_row, picture) = self.encode_texts([text])[0], self.encode_images([image])[0]
+        return row, words, image_row, picture
 
     def obstacle(self, snapshot: Snapshot) -> str | None:
         """Why no picture of the index can be reranked, and what to do; None if some may be."""
@@ -160,8 +166,8 @@ class SecondStage:
 
     @property
     def _patch_encoder(self) -> PatchEncoder:
-        assert isinstance(self._encoder, PatchEncoder)  # checked by the constructor
-        return self._encoder
+        assert isinstance(self.encoder, PatchEncoder)  # checked by the constructor
+        return self.encoder
 
 
 def fused_order(first: np.ndarray, again: np.ndarray) -> np.ndarray:
