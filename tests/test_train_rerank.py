@@ -21,12 +21,13 @@ from test_fusion import model, shape, sides
 
 from indexer.errors import UsageError
 from indexer.types import Modality
-from mmsearch.calibration import Line
+from mmsearch.calibration import FusedLine, Line
 from mmsearch.datasets import Picture, open_dataset
 from mmsearch.rerank import PictureSide, TextSide
 from mmsearch.rerank.fusion import Compressor
 from mmsearch.rerank.fusion_onnx import FusionReranker
 from mmsearch.training import features, rerank
+from mmsearch.training.calibrate import fit_logistic
 from mmsearch.training.checkpoint import load_state
 from mmsearch.training.features import Patches, Words, picture_vectors
 from mmsearch.training.group_losses import hinge_loss, list_loss, match_loss
@@ -34,7 +35,7 @@ from mmsearch.training.material import fold_of
 from mmsearch.training.mining import NOBODY, alike, confused, drawn_groups, mean_vectors
 from mmsearch.training.recovery import Recovery
 from mmsearch.training.rerank import open_folds, readers_of, train_rerank
-from mmsearch.training.reranked import Scored, best_candidates, best_weight, fused_line, ranks
+from mmsearch.training.reranked import TO_IMAGE, TO_TEXT, Scored, best_candidates, fused_line, ranks
 from mmsearch.training.run import read_settings, settings_text
 from mmsearch.training.settings import Augmentation, DualSettings, RerankSettings
 
@@ -176,29 +177,58 @@ class TestJudging:
                 best = max(scores[question][own[question]])
                 assert rank == max(5, sum(scores[question][n] >= best for n in range(12) if not own[question, n]))
 
-    def test_the_best_weight_is_the_smallest_of_the_best(self) -> None:
-        """With 5 · cosine the right answer is first, with 2 it is not yet, with 9 it still is."""
-        asked = best_candidates(np.array([[0.5, 0.3]]), np.array([[True, False]]), 2)
-        scored = Scored("dev", asked, np.array([[0.0, 0.8]]), asked, np.array([[0.0, 0.8]]))
-        assert best_weight([scored], [0, 2, 5, 9]) == (5, 100.0)
-        assert scored.fused(2).text_to_image == (0, 100, 100) and scored.dual().text_to_image == (100, 100, 100)
+    def test_both_stages_together_by_hand(self) -> None:
+        """Log-odds 2 · cosine; the second answer is right, and the second stage says so if it counts enough."""
+        found = best_candidates(np.array([[0.5, 0.3]]), np.array([[False, True]]), 2)
+        scored = Scored("dev", found, np.array([[0.0, 0.5]]), found, np.array([[0.0, 0.5]]))
+        first = dict.fromkeys((TO_IMAGE, TO_TEXT), Line(mean=0.0, std=0.5, slope=1.0, bias=0.0))
+        lines = {TO_IMAGE: FusedLine(1.0, 0.5, 0.0), TO_TEXT: FusedLine(1.0, 1.0, 0.0)}
+        assert scored.dual().as_dict() == {"text_to_image": [0, 100, 100], "image_to_text": [0, 100, 100]}
+        assert scored.fused(first, lines).as_dict() == {
+            "text_to_image": [0, 100, 100],
+            "image_to_text": [100, 100, 100],
+        }
 
-    def test_a_fused_line_orders_as_the_sum_does_and_tells_the_odds(self) -> None:
-        """Log-odds that are known, at the prior of the gallery, come out moved to that of one in a hundred."""
+    def test_the_bank_counts_by_answer_and_by_question(self) -> None:
+        near, asked = np.array([0.1, 0.2, 0.4]), np.array([0.3])
+        found = best_candidates(np.array([[0.1, 0.9, 0.5]]), np.array([[True, False, False]]), 2, near, asked)
+        odds = found.log_odds(np.array([[1.0, 2.0]]), Line(0.0, 1.0, 1.0, 0.0), FusedLine(1.0, 1.0, -1.0, -2.0, 5.0))
+        assert odds.tolist() == [pytest.approx([0.9 + 1 - 1 - 0.4 + 1.5, 0.5 + 2 - 1 - 0.8 + 1.5])]
+
+    def test_log_odds_that_are_known_are_found(self) -> None:
+        """At the prior of the gallery, they come out moved to that of one in a thousand."""
         rng = np.random.default_rng(0)
-        cosines = np.sort(rng.normal(0.2, 0.1, (400, 50)), axis=1)[:, ::-1]
-        logits = rng.normal(0, 2, (400, 50))
-        truth = 0.8 * (logits + 10 * cosines) - 4.5
-        own = rng.random((400, 50)) < 1 / (1 + np.exp(-truth))
-        found = best_candidates(cosines, own, 50)
-        logits = np.take_along_axis(logits, np.argsort(-cosines, axis=1, kind="stable"), axis=1)
+        cosines = np.sort(rng.normal(0.2, 0.1, (2000, 50)), axis=1)[:, ::-1]
+        logits, near, asked = rng.normal(0, 2, (2000, 50)), rng.normal(0.3, 0.1, 50), rng.normal(0.3, 0.1, 2000)
+        truth = 0.8 * logits + 8 * cosines - 6 * near + 3 * asked[:, None] - 4.5
+        own = rng.random((2000, 50)) < 1 / (1 + np.exp(-truth))
+        found = best_candidates(cosines, own, 50, near, asked)
         line = Line(mean=0.1, std=0.05, slope=2.0, bias=-5.0)
-        fused = fused_line(found, logits, 10.0, line)
+        fused = fused_line(found, logits, line)
         assert fused is not None
-        odds = fused.log_odds(line.gain * found.cosines + line.offset, logits)
-        moved = math.log(1 / 100) - math.log(own.sum() / (~own).sum())
-        assert np.abs(odds - (0.8 * (logits + 10 * found.cosines) - 4.5 + moved)).max() < 0.5
-        assert (odds.ravel().argsort() == (logits + 10 * found.cosines).ravel().argsort()).mean() > 0.99
+        odds = found.log_odds(logits, line, fused)
+        moved = math.log(1 / 1000) - math.log(own.sum() / (~own).sum())
+        assert np.abs(odds - (truth + moved)).max() < 0.6
+        assert fused.fusion == pytest.approx(0.8, abs=0.08) and fused.answer == pytest.approx(-6, abs=0.6)
+        assert fused.dual == pytest.approx(8 / line.gain, rel=0.1) and fused.question == pytest.approx(3, abs=0.6)
+
+    def test_the_odds_are_those_of_what_stands_first(self) -> None:
+        """Right answers of which nothing tells but that they are never second: what stands first is believed more."""
+        rng = np.random.default_rng(3)
+        scores = np.sort(rng.normal(0, 1, (3000, 10)), axis=1)[:, ::-1]
+        own = np.zeros((3000, 10), bool)
+        own[:, 0] = rng.random(3000) < 0.5
+        own[:, 9] = ~own[:, 0] & (rng.random(3000) < 0.2)
+        line = Line(0.0, 1.0, 1.0, 0.0)
+        found = best_candidates(scores, own, 10)
+        fused = fused_line(found, scores, line)
+        assert fused is not None
+        gallery = math.log(own.sum() / (~own).sum()) - math.log(1 / 1000)
+        odds = found.log_odds(scores, line, fused)[:, 0] + gallery
+        (slope,), bias = fit_logistic(scores.reshape(-1, 1), own.ravel(), np.ones(own.size))
+        plain = slope * scores[:, 0] + bias
+        believed, plainly, truth = ((1 / (1 + np.exp(-each))).mean() for each in (odds, plain, np.zeros(1)))
+        assert abs(believed - truth) < 0.7 * abs(plainly - truth)
 
     def test_of_the_unrelated_the_candidates_have_their_share(self) -> None:
         """The same candidates of a gallery ten times as large are likelier matches, by log 10."""
@@ -210,7 +240,7 @@ class TestJudging:
         larger = np.concatenate([scores, np.full((300, 180), -9.0)], axis=1), np.pad(own, ((0, 0), (0, 180)))
         line = Line(0.0, 1.0, 1.0, 0.0)
         small, large = (
-            fused_line(best_candidates(*each, 20), np.take_along_axis(scores, np.argsort(-scores), axis=1), 0.0, line)
+            fused_line(best_candidates(*each, 20), np.take_along_axis(scores, np.argsort(-scores), axis=1), line)
             for each in ((scores, own), larger)
         )
         assert small is not None and large is not None
@@ -218,9 +248,9 @@ class TestJudging:
 
     def test_a_reranker_that_tells_nothing_has_no_line(self) -> None:
         asked = best_candidates(np.array([[0.5, 0.3]] * 9), np.array([[True, False]] * 9), 2)
-        assert fused_line(asked, np.array([[0.0, 1.0]] * 9), 0.0, Line(0.0, 1.0, 1.0, 0.0)) is None
+        assert fused_line(asked, np.array([[0.0, 1.0]] * 9), Line(0.0, 1.0, 1.0, 0.0)) is None
         certain = best_candidates(np.array([[0.5, 0.3]]), np.array([[True, True]]), 2)
-        assert fused_line(certain, np.zeros((1, 2)), 1.0, Line(0.0, 1.0, 1.0, 0.0)) is None
+        assert fused_line(certain, np.zeros((1, 2)), Line(0.0, 1.0, 1.0, 0.0)) is None
 
 
 def painted(folder: Path, count: int) -> list[Picture]:
@@ -440,7 +470,7 @@ class TestRun:
         assert load_state(tmp_path / "parts" / "checkpoints" / "last.safetensors")["step"] == 25
         assert not (tmp_path / "parts" / "config.json").exists()
         parts = train_rerank(tmp_path / "parts", settings, resume=True, cache=tmp_path, device="cpu")
-        for name in ("compressor.safetensors", "fusion.onnx", "calibration.json"):
+        for name in ("compressor.safetensors", "fusion.onnx", "calibration.json", "bank.safetensors"):
             assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
         logs = [[{k: v for k, v in event.items() if k != "seconds"} for event in events(run)] for run in (parts, whole)]
         assert logs[0] == logs[1] and logs[0][-2]["epoch"] == 3
@@ -449,8 +479,14 @@ class TestRun:
 
     @pytest.mark.parametrize(
         "more",
-        [{"loss": "hinge"}, {"loss": "match", "smoothing": 0.1}, {"fusion": "merged"}, {"fusion": "gated"}],
-        ids=["hinge", "match", "merged", "gated"],
+        [
+            {"loss": "hinge"},
+            {"loss": "match", "smoothing": 0.1},
+            {"loss": "list"},
+            {"fusion": "merged"},
+            {"fusion": "gated"},
+        ],
+        ids=["hinge", "match", "list", "merged", "gated"],
     )
     def test_other_losses_and_fusions_learn(
         self, more: dict, data: Path, corners: CornerEncoder, tmp_path: Path

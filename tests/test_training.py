@@ -164,11 +164,15 @@ class TestSurprise:
 class TestCalibration:
     def test_logistic_fit_by_hand(self):
         """At 0, one of four matches; at 2, three of four: log-odds -log 3 and log 3, so the slope is log 3."""
-        slope, bias = fit_logistic(np.array([0.0, 0, 2, 2]), np.array([1.0, 0, 1, 0]), np.array([1.0, 3, 3, 1]))
+        (slope,), bias = fit_logistic(
+            np.array([0.0, 0, 2, 2])[:, None], np.array([1.0, 0, 1, 0]), np.array([1.0, 3, 3, 1])
+        )
         assert (slope, bias) == pytest.approx((math.log(3), -math.log(3)), abs=1e-3)
 
     def test_logistic_fit_of_what_a_line_separates_stays_finite(self):
-        slope, bias = fit_logistic(np.array([0.0, 1.0, 4.0]), np.array([0.0, 0, 1]), np.array([500.0, 500, 1]))
+        (slope,), bias = fit_logistic(
+            np.array([0.0, 1.0, 4.0])[:, None], np.array([0.0, 0, 1]), np.array([500.0, 500, 1])
+        )
         assert 1 < slope < 50
         assert 1 < -bias / slope < 4  # even odds lie between the last stranger and the match
 
@@ -176,7 +180,7 @@ class TestCalibration:
         rng = np.random.default_rng(1)
         value = rng.normal(size=200_000)
         label = (rng.random(200_000) < 1 / (1 + np.exp(-(2.5 * value - 4)))).astype(float)
-        slope, bias = fit_logistic(value, label, np.ones_like(value))
+        (slope,), bias = fit_logistic(value[:, None], label, np.ones_like(value))
         assert (slope, bias) == pytest.approx((2.5, -4), abs=0.1)
 
     def test_harmless_changes_keep_most_of_the_picture(self):

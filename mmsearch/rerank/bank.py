@@ -11,9 +11,11 @@ bank normalisation, Bogolin et al., "Cross Modal Retrieval with Querybank Normal
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from indexer.errors import ModelError
 from indexer.types import Modality
 
 TEMPERATURE = 20.0
@@ -21,10 +23,33 @@ TEMPERATURE = 20.0
 
 
 class QueryBank:
-    """Vectors of texts ``(K, D)`` and of pictures ``(M, D)``, unit length."""
+    """Vectors of texts ``(K, D)`` and of pictures ``(M, D)``, unit length, as float16 holds them."""
 
     def __init__(self, vectors: Mapping[Modality, np.ndarray]) -> None:
-        self._vectors = {kind: np.ascontiguousarray(rows, np.float32) for kind, rows in vectors.items()}
+        self._short = {kind: np.ascontiguousarray(rows, np.float16) for kind, rows in vectors.items()}
+        self._vectors = {kind: rows.astype(np.float32) for kind, rows in self._short.items()}
+
+    @classmethod
+    def load(cls, path: Path) -> QueryBank:
+        """The bank that ``save`` wrote.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            vectors = load_file(path)
+            return cls({kind: vectors[kind.value] for kind in (Modality.TEXT, Modality.IMAGE)})
+        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+            raise ModelError(f"cannot read the bank {path}: {exc}") from exc
+
+    def save(self, path: Path) -> None:
+        """Write it as ``bank.safetensors``."""
+        from safetensors.numpy import save_file
+
+        save_file({kind.value: rows for kind, rows in self._short.items()}, path)
 
     def nearness(self, vectors: np.ndarray, to: Modality) -> np.ndarray:
         """How near each of ``vectors`` ``(N, D)`` is to the bank's texts, or to its pictures: ``(N,)``, a cosine."""

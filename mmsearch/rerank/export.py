@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from indexer.errors import ModelError, UsageError
 from indexer.tokens import TokenFormat
+from mmsearch.rerank.bank import QueryBank
 from mmsearch.rerank.folder import CALIBRATION, CONFIG
 from mmsearch.rerank.fusion import Compressor, Fusion
 from mmsearch.rerank.fusion_onnx import (
     ARCHITECTURE,
+    BANK,
     COMPRESSOR,
     INPUTS,
     MODEL,
@@ -64,14 +66,16 @@ def export(
     encoder: str,
     candidates: int,
     calibration: Mapping[str, Mapping[str, float]],
+    bank: QueryBank | None = None,
 ) -> Path:
-    """Write the four files of a reranker into ``folder``: ``config.json`` last, when they compute what torch does.
+    """Write the files of a reranker into ``folder``: ``config.json`` last, when they compute what torch does.
 
     Args:
         name: what the reranker is called.
         encoder: the fingerprint of the encoder whose patches and states it reads.
         candidates: how many of the first answers are worth its time.
         calibration: as ``mmsearch.calibration.read_fused`` reads it, for both directions.
+        bank: what ``calibration`` was fitted with.
 
     Returns:
         ``folder``.
@@ -99,6 +103,9 @@ def export(
         format, encoder, {key: tensor.numpy() for key, tensor in weights.items()}, shape.grid, shape.side
     )
     _check(folder, compressor, fusion, numpy_side)
+    (folder / BANK).unlink(missing_ok=True)
+    if bank is not None:
+        bank.save(folder / BANK)
     (folder / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
     config = {
         "architecture": ARCHITECTURE,
@@ -124,8 +131,9 @@ def copy_reranker(run: Path, out: Path) -> None:
     """
     assert FusionReranker(run).compressor is not None  # refuses what is no model
     out.mkdir(parents=True, exist_ok=True)
-    for name in (COMPRESSOR, MODEL, CALIBRATION, CONFIG):
-        shutil.copyfile(run / name, out / name)
+    for name in (COMPRESSOR, MODEL, BANK, CALIBRATION, CONFIG):
+        if name != BANK or (run / BANK).exists():
+            shutil.copyfile(run / name, out / name)
 
 
 class _Exported(nn.Module):

@@ -152,16 +152,7 @@ class FusionReranker:
             ModelError: they cannot be read.
         """
         path = self._folder / BANK
-        if not path.exists():
-            return None
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            vectors = load_file(path)
-            return QueryBank({kind: vectors[kind.value] for kind in (Modality.TEXT, Modality.IMAGE)})
-        except (OSError, SafetensorError, KeyError, ValueError) as exc:
-            raise ModelError(f"cannot read the bank {path}: {exc}") from exc
+        return QueryBank.load(path) if path.exists() else None
 
     def score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
         """The logit of each of ``pairs`` ``(K, 2)``: ``(K,)``; see ``Reranker``.

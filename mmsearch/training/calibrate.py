@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from indexer.encoders import Encoder
 from mmsearch.datasets import Captioned
 
-LIBRARY = 100
+LIBRARY = 1000
 """A score of 0.5 says: as likely a match as not, where one item in so many matches."""
 SAME_SCENE = 3e-4
 """The part of all pairs of pictures that count as the same scene: those whose captions are most alike. Of a thousand
@@ -25,7 +25,7 @@ def calibrate(encoder: Encoder, data: Captioned, *, seed: int = 0) -> dict[str, 
     """The mean and standard deviation of an unrelated pair's cosine, and the odds of a match above it.
 
     For each pair "what is asked -> what is found", logit(score) = slope · (cosine - mean) / std + bias (Platt 1999),
-    fitted by maximum likelihood with matched and unrelated pairs weighted as 1 to 100. Matched are
+    fitted by maximum likelihood with matched and unrelated pairs weighted as 1 to 1,000. Matched are
 
     - text and image: a picture and its caption;
     - text and text: two captions of one picture;
@@ -78,19 +78,21 @@ def harmless(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.open(stream).convert("RGB")
 
 
-def fit_logistic(value: np.ndarray, label: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Slope and bias of the weighted maximum-likelihood line through the log-odds, by Newton's method.
+def fit_logistic(values: np.ndarray, label: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float]:
+    """Slopes ``(F,)`` and bias of the log-odds, a weighted sum of values, by maximum likelihood (Newton's method).
 
-    A trace of weight decay keeps the slope finite where the line separates matches from the rest without a fault.
+    A trace of weight decay keeps the slopes finite where the sum separates matches from the rest without a fault.
 
     Args:
-        value, label, weight: ``(N,)``; a label is 1 for a match and 0 for none.
+        values: ``(N, F)``.
+        label, weight: ``(N,)``; a label is 1 for a match and 0 for none.
     """
-    design = np.stack([value, np.ones_like(value)], axis=1).astype(np.float64)  # (N, 2)
+    design = np.concatenate([values, np.ones((len(values), 1))], axis=1).astype(np.float64)  # (N, F + 1)
     rate = float((weight * label).sum() / weight.sum())
-    theta = np.array([0.0, np.log(rate / (1 - rate))])
-
-    decay = np.array([DECAY, 0.0])
+    decay = np.full(design.shape[1], DECAY)
+    decay[-1] = 0
+    theta = np.zeros(design.shape[1])
+    theta[-1] = np.log(rate / (1 - rate))
 
     def cost(at: np.ndarray) -> float:
         logits = design @ at
@@ -107,7 +109,7 @@ def fit_logistic(value: np.ndarray, label: np.ndarray, weight: np.ndarray) -> tu
         theta = theta - size * step
         if np.abs(size * step).max() < 1e-9:
             break
-    return float(theta[0]), float(theta[1])
+    return theta[:-1], float(theta[-1])
 
 
 def _fit(matched: Sequence[np.ndarray], unrelated: np.ndarray) -> dict[str, float]:
@@ -122,8 +124,8 @@ def _fit(matched: Sequence[np.ndarray], unrelated: np.ndarray) -> dict[str, floa
             np.full(len(kept), LIBRARY / len(kept)),
         ]
     )
-    slope, bias = fit_logistic(value, label, weight)
-    line = {"mean": mean, "std": std, "slope": slope, "bias": bias}
+    slopes, bias = fit_logistic(value[:, None], label, weight)
+    line = {"mean": mean, "std": std, "slope": float(slopes[0]), "bias": bias}
     return {name: round(number, 6) for name, number in line.items()}
 
 

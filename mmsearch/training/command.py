@@ -241,6 +241,9 @@ def rerank(
     candidates: Annotated[
         int | None, _option("candidates", "How many of the first answers are reranked.", _RERANK)
     ] = None,
+    bank: Annotated[
+        int | None, _option("bank", "Texts and pictures of each training set in the query bank; 0 for none.", _RERANK)
+    ] = None,
     seed: Annotated[int | None, _option("seed", "Another number, another run.", _RERANK)] = None,
     views: Annotated[int | None, _option("views", "Versions of each picture that are kept.", _RERANK)] = None,
     crop: Annotated[float | None, _option("crop", "Largest part of the area that a crop loses.")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ from indexer.types import Modality
 from mmsearch import calibration
 from mmsearch.calibration import FusedLine
 from mmsearch.library import mini_calibration
+from mmsearch.rerank.bank import QueryBank
 from mmsearch.rerank.export import check_exportable, export
 from mmsearch.rerank.fusion import Compressor, Fusion, FusionShape, pooled
-from mmsearch.rerank.folder import DIRECTIONS
 from mmsearch.training.average import Ema
 from mmsearch.training.checkpoint import load_state, save_state
 from mmsearch.training.features import Patches, Reader, Words, picture_vectors
@@ -37,8 +37,9 @@ from mmsearch.training.material import fold_of, gathered, readable
 from mmsearch.training.mining import NOBODY, alike, confused, drawn_groups, mean_vectors
 from mmsearch.training.optimiser import cosine_schedule, groups
 from mmsearch.training.recovery import TOKENS, WORDS, Recovery
-from mmsearch.training.reranked import Scored, best_candidates, best_weight, fused_line
-from mmsearch.training.run import CONFIG, Facts, Quality, RunFolder, Start, read_settings
+from mmsearch.training.reranked import ALONE, Direction, Scored, best_candidates
+from mmsearch.training.retrieval import Recall
+from mmsearch.training.run import CONFIG, Data, Facts, Quality, RunFolder, Start, read_settings
 from mmsearch.training.settings import DualSettings, RerankSettings
 
 CHECKPOINTS, LAST, BEST, FEATURES = "checkpoints", "last.safetensors", "best.safetensors", "features"
@@ -132,6 +133,7 @@ class _Run:
         seen, judges, self._data = gathered(settings, log)
         self._folder = RunFolder.create(out, settings, resume=resume, say=log)
         (out / CHECKPOINTS).mkdir(exist_ok=True)
+        part_of = _parts(seen.pictures, self._data)
         seen = readable(seen, cache, log)
         judges = [(name, readable(part, cache, log)) for name, part in judges]
         self._judged_by = judges
@@ -162,6 +164,13 @@ class _Run:
             else self._patches.vectors()
         )
         self._means = mean_vectors(self._words.vectors, np.array(owners), len(seen))
+        self._bank = _bank(
+            self._words.vectors,
+            self._image,
+            np.array(owners),
+            np.array([part_of[id(picture)] for picture in seen.pictures]),
+            settings,
+        )
         self._near = confused(self._image, self._means, min(settings.pool, len(seen) - 1), settings.alike)
         self._judges = []
         for name, part in judges:
@@ -170,6 +179,7 @@ class _Run:
             words = Words(self._encoder, texts, name=name, folder=cache)
             self._judges.append(_Judged(name, found, words, found.vectors(), np.array(owners)))
 
+        self._first = self._lines()
         torch.manual_seed(settings.seed)
         self._model = _Trained(self._shape, settings).to(device)
         self._optimiser = torch.optim.AdamW(
@@ -218,10 +228,11 @@ class _Run:
                     if settings.refresh and (epoch + 1) % settings.refresh == 0 and epoch + 1 < settings.epochs:
                         self._near = self._confused_by_reranker(epoch)
                     scored = self._scored(JUDGED)
-                    weight, value = best_weight(scored)
+                    recalls = self._fused(scored, scored[0].lines(self._first))
+                    value = float(np.mean([each.mean for each in recalls.values()]))
                     event = {"epoch": epoch + 1, "step": self._step, "loss": round(float(np.mean(self._losses)), 4)}
-                    event |= {"weight": weight, "seconds": round(time.monotonic() - began, 1)}
-                    self._record(event | _named(scored, weight))
+                    event |= {"seconds": round(time.monotonic() - began, 1)}
+                    self._record(event | _flat(recalls))
                     if value > self._best:
                         self._best = value
                         save_state(self._folder.path / CHECKPOINTS / BEST, {"model": self._model.state_dict()})
@@ -234,8 +245,12 @@ class _Run:
         out = self._folder.path
         self._model.load_state_dict(load_state(out / CHECKPOINTS / BEST)["model"])
         scored = self._scored(JUDGED_AT_LAST)
-        weight, value = best_weight(scored)
-        self._record({"weight": weight, **_named(scored, weight)})
+        lines = scored[0].lines(self._first)
+        for (asked, answered), line in lines.items():
+            if line == ALONE:
+                self._log(f"{asked}->{answered}: on dev the reranker tells no match; the first stage will decide alone")
+        recalls = self._fused(scored, lines)
+        self._record(_flat(recalls))
         export(
             out,
             self._model.compressor,
@@ -243,11 +258,19 @@ class _Run:
             name=out.name,
             encoder=self._encoder.fingerprint,
             candidates=self._settings.candidates,
-            calibration=self._calibrated(scored[0], weight),
+            calibration={
+                f"{asked}->{answered}": {name: getattr(line, name) for name in FusedLine.__slots__}
+                for (asked, answered), line in lines.items()
+            },
+            bank=self._bank,
         )
         self._folder.draw_curve()
-        self._folder.write_card(self._facts(scored, weight, value, command))
+        self._folder.write_card(self._facts(scored, recalls, command))
         self._folder.close()
+
+    def _fused(self, scored: Sequence[Scored], lines: Mapping[Direction, FusedLine]) -> dict[str, Recall]:
+        """The recalls of both stages together, by dataset."""
+        return {each.name: each.fused(self._first, lines) for each in scored}
 
     def _batches(self, epoch: int, done: int) -> Iterator[np.ndarray]:
         """The groups of pictures ``(G, n)`` of the steps of an epoch after the first ``done``.
@@ -301,9 +324,11 @@ class _Run:
         settings = self._settings
         if settings.loss == "hinge":
             return hinge_loss(logits, ignored, settings.margin)
-        if settings.loss == "match":
-            return match_loss(logits, ignored, settings.smoothing)
-        return list_loss(logits, ignored, settings.smoothing)
+        listed, matched = (
+            list_loss(logits, ignored, settings.smoothing),
+            match_loss(logits, ignored, settings.smoothing),
+        )
+        return {"list": listed, "match": matched, "mixed": listed + matched}[settings.loss]
 
     def _recovered(
         self,
@@ -352,13 +377,20 @@ class _Run:
             tokens = self._tokens(judged.patches)
             texts, pictures = _sample(len(judged.words), most), _sample(len(judged.image), most)
             count = self._settings.candidates
+            near = self._nearness(judged.words.vectors, Modality.IMAGE), self._nearness(judged.image, Modality.TEXT)
             asked = best_candidates(
                 judged.words.vectors[texts] @ judged.image.T,
                 judged.owner[texts][:, None] == np.arange(len(judged.image)),
                 count,
+                near[1],
+                near[0][texts],
             )
             shown = best_candidates(
-                judged.image[pictures] @ judged.words.vectors.T, pictures[:, None] == judged.owner, count
+                judged.image[pictures] @ judged.words.vectors.T,
+                pictures[:, None] == judged.owner,
+                count,
+                near[0],
+                near[1][pictures],
             )
             shape = asked.answers.shape, shown.answers.shape
             by_text = self._logits(judged.words, tokens, np.repeat(texts, shape[0][1]), asked.answers.ravel()).reshape(
@@ -369,6 +401,9 @@ class _Run:
             ).reshape(shape[1])
             found.append(Scored(judged.name, asked, by_text, shown, by_picture))
         return found
+
+    def _nearness(self, vectors: np.ndarray, to: Modality) -> np.ndarray:
+        return np.zeros(len(vectors)) if self._bank is None else self._bank.nearness(vectors, to)
 
     def _tokens(self, patches: Patches) -> Tensor:
         """The tokens ``(N, T, W)`` of pictures, as an index keeps them: rounded."""
@@ -403,22 +438,8 @@ class _Run:
             own = pictures[:, None] == judged.owner
             shown = best_candidates(judged.image[pictures] @ judged.words.vectors.T, own, 1)
             none = np.zeros((0, 0))
-            found[judged.name] = Scored(judged.name, asked, none, shown, none).dual().as_dict()
+            found[judged.name] = Scored(judged.name, asked, none, shown, none).dual()
         return _flat(found)
-
-    def _calibrated(self, dev: Scored, weight: float) -> dict[str, dict[str, float]]:
-        """For both directions the log-odds of a match, as ``calibration.json`` has them, fitted on dev."""
-        lines = self._lines()
-        found = {}
-        for (asked, answered), candidates, logits in zip(
-            DIRECTIONS, (dev.text, dev.image), (dev.text_logits, dev.image_logits), strict=True
-        ):
-            line = fused_line(candidates, logits, weight, lines[asked, answered])
-            if line is None:
-                self._log(f"{asked}->{answered}: on dev the reranker tells no match; the first stage will decide alone")
-                line = FusedLine(1.0, 0.0, 0.0)
-            found[f"{asked}->{answered}"] = {name: getattr(line, name) for name in FusedLine.__slots__}
-        return found
 
     def _lines(self) -> calibration.Calibration:
         """The dual encoder's calibration; for one that brings none, what an index of the dev pictures would measure."""
@@ -427,12 +448,12 @@ class _Run:
         questions = self._encoder.encode_texts(calibration.everyday_questions())
         return calibration.measure(questions, {Modality.IMAGE: self._judges[0].image}, mini_calibration())
 
-    def _facts(self, scored: Sequence[Scored], weight: float, value: float, command: str) -> Facts:
+    def _facts(self, scored: Sequence[Scored], recalls: Mapping[str, Recall], command: str) -> Facts:
         quality: list[Quality] = []
         for (name, data), each in zip(self._judged_by, scored, strict=True):
             for words, recall in (
                 (f"{name}, first stage alone", each.dual()),
-                (f"{name}, reranked", each.fused(weight)),
+                (f"{name}, reranked", recalls[name]),
             ):
                 quality.append(
                     Quality(
@@ -452,10 +473,10 @@ class _Run:
             start=Start(name=self._settings.start),
             data=self._data,
             command=command,
-            best={"cosine counts": weight, "mean recall": round(value, 2)},
+            best={"mean recall": round(float(np.mean([each.mean for each in recalls.values()])), 2)},
             quality=quality,
             limits=[
-                "The dev split chose the epoch and the weight of the cosine; measure on another one before comparing.",
+                "The dev split chose the epoch and what each stage counts; measure on another one before comparing.",
                 f"It reads the patches of {self._settings.start} with these very weights, and of no other model.",
             ],
         )
@@ -557,11 +578,35 @@ def _sample(count: int, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
-def _named(scored: Sequence[Scored], weight: float) -> dict[str, Any]:
-    return _flat({each.name: each.fused(weight).as_dict() for each in scored})
+def _parts(pictures: Sequence[Any], data: Sequence[Data]) -> dict[int, int]:
+    """For each picture, by its ``id``, the number of the training set that it is of."""
+    sizes = [each["pictures"] for each in data if each["split"] == "train"]
+    parts = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    return {id(picture): part for picture, part in zip(pictures, parts, strict=True)}
 
 
-def _flat(recalls: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def _bank(
+    texts: np.ndarray, pictures: np.ndarray, owner: np.ndarray, part: np.ndarray, settings: RerankSettings
+) -> QueryBank | None:
+    """As many texts and pictures of each training set, so that none of them is all the world.
+
+    Args:
+        texts, pictures: vectors ``(M, D)`` and ``(N, D)``.
+        owner: the picture of each text ``(M,)``.
+        part: the training set of each picture ``(N,)``.
+    """
+    if not settings.bank:
+        return None
+    rng = np.random.default_rng([settings.seed, 4])
+
+    def some(of: np.ndarray) -> np.ndarray:
+        sets = [np.flatnonzero(of == number) for number in range(part.max() + 1)]
+        return np.concatenate([rng.permutation(numbers)[: settings.bank] for numbers in sets])
+
+    return QueryBank({Modality.TEXT: texts[some(part[owner])], Modality.IMAGE: pictures[some(part)]})
+
+
+def _flat(recalls: Mapping[str, Recall]) -> dict[str, Any]:
     """The recalls on dev, which is first, as they are; those on further sets by name."""
     first, *others = recalls
-    return {**recalls[first], **{name: recalls[name] for name in others}}
+    return {**recalls[first].as_dict(), **{name: recalls[name].as_dict() for name in others}}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from indexer.errors import UsageError
 
 LOSSES = ("infonce", "sigmoid", "triplet")
-RERANK_LOSSES = ("list", "hinge", "match")
+RERANK_LOSSES = ("mixed", "list", "hinge", "match")
 PARTS = ("heads", "last", "lora", "all")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -182,12 +182,13 @@ class RerankSettings:
     heads: int = 4
     products: int = 128
 
-    loss: str = "list"
-    """``list``, ``hinge`` or ``match``; see ``group_losses``."""
+    loss: str = "mixed"
+    """``list``, ``hinge`` or ``match``, see ``group_losses``; ``mixed`` is the sum of the first and the last: lists say
+    what is better, which makes the order, and matches what is good, which makes the odds."""
     margin: float = 1.0
     """Of the hinge loss."""
     smoothing: float = 0.0
-    """Of the labels of the other two."""
+    """Of the labels of the others."""
     mlm: float = 0.0
     """What finding hidden words counts beside the loss; see ``recovery``."""
     patches: float = 0.0
@@ -223,13 +224,15 @@ class RerankSettings:
     augmentation: Augmentation = field(default_factory=Augmentation)
     candidates: int = 50
     """How many of the first answers are reranked, when it is judged and afterwards."""
+    bank: int = 1024
+    """So many texts and pictures of each training set are the bank, see ``mmsearch.rerank.bank``; 0 for none."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.loss not in RERANK_LOSSES:
             raise UsageError(f"loss is {self.loss!r}; it must be one of {', '.join(RERANK_LOSSES)}")
         least = {"epochs": 1, "groups": 1, "group": 2, "together": 1, "pool": 1, "refresh": 0, "views": 1}
-        for name, value in (least | {"candidates": 1}).items():
+        for name, value in (least | {"candidates": 1, "bank": 0}).items():
             if getattr(self, name) < value:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         for name in ("mlm", "patches", "margin"):
