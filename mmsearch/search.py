@@ -47,7 +47,7 @@ class Hit:
 
     @property
     def probability(self) -> float:
-        """How likely it is that this is what was asked for, where one item in a hundred is: what ``score`` says."""
+        """How likely it is that this is what was asked for, where one item in a thousand is: what ``score`` says."""
         return self.score
 
     @property
