@@ -26,7 +26,7 @@ from indexer.types import Modality
 from indexer.vectors import UNIT_TOLERANCE, VectorFile, check_vectors, checksum, vector_path
 
 _VERIFY_CHUNK = 4096
-"""Rows read at a time while verifying or compacting: 14 MB of vectors of 896 numbers, at most 37 MB of tokens."""
+"""Rows read at a time while verifying or compacting: 8 MB of vectors of 512 numbers, at most 37 MB of tokens."""
 
 
 @dataclass(frozen=True, slots=True)

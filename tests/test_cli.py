@@ -336,7 +336,7 @@ def test_an_interrupted_run_says_so_and_carries_on_later(many: Path, tmp_path: P
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background ignore it
     )
-    batch = IMAGE_BATCH * 896 * 4
+    batch = IMAGE_BATCH * 512 * 4
     wait_for(lambda: vectors.exists() and vectors.stat().st_size > batch)  # the second batch: the first is committed
     run.send_signal(how)
     _, said = run.communicate(timeout=60)

@@ -95,7 +95,7 @@ class TestArithmetic:
 class TestMini:
     def test_is_an_encoder_and_says_what_it_is(self, mini: MiniEncoder):
         assert isinstance(mini, Encoder)
-        assert (mini.name, mini.dim, mini.image_size, mini.max_tokens) == ("mini", 896, 260, 128)
+        assert (mini.name, mini.dim, mini.image_size, mini.max_tokens) == ("mini", 512, 260, 128)
         assert mini.calibration is not None
         assert sorted(mini.calibration) == ["image->image", "image->text", "text->image", "text->text"]
         for line in mini.calibration.values():
@@ -150,11 +150,11 @@ class TestMini:
 
     def test_empty_batches(self, mini: MiniEncoder):
         for rows in (mini.encode_texts([]), mini.encode_images([]), mini.encode_prepared(np.zeros((0, 3, 260, 260)))):
-            assert rows.shape == (0, 896) and rows.dtype == np.float32
+            assert rows.shape == (0, 512) and rows.dtype == np.float32
         rows, patches = mini.encode_prepared_patches(np.zeros((0, 3, 260, 260), np.uint8))
-        assert (rows.shape, patches.shape) == ((0, 896), (0, 81, 352))
+        assert (rows.shape, patches.shape) == ((0, 512), (0, 81, 352))
         rows, states = mini.encode_text_states([])
-        assert (rows.shape, states) == ((0, 896), [])
+        assert (rows.shape, states) == ((0, 512), [])
 
     def test_what_is_beyond_max_tokens_is_not_seen(self, mini: MiniEncoder):
         long = "a dog " * 63  # 126 tokens and the two special ones
@@ -232,7 +232,7 @@ class TestMini:
         assert many == pytest.approx(mini.encode_texts(TEXTS * 7), abs=1e-6)
         for number, text in enumerate(ids):
             with torch.inference_mode():
-                alone = mini.text_tower()[1].net(input_ids=torch.tensor([text])).last_hidden_state[0].numpy()
+                alone = mini._text_tower.net(input_ids=torch.tensor([text])).last_hidden_state[0].numpy()
             for found in (states[number], more[number], more[30 + number]):
                 assert found.dtype == np.float32 and found.shape == (len(text), 384)
                 assert found == pytest.approx(alone, abs=1e-3)

@@ -523,7 +523,7 @@ def test_the_real_model_finds_the_sample_photographs(tmp_path: Path) -> None:
     spent = result["cost"]
     assert 0 < spent["text_ms_p50"] <= spent["text_ms_p95"] and 0 < spent["image_ms_p50"] <= spent["image_ms_p95"]
     assert spent["images_per_second"] > 0 and spent["peak_bytes"] > spent["model_bytes"] > 10_000_000
-    assert spent["index_bytes"] > 8 * 4 * 896  # eight vectors
+    assert spent["index_bytes"] > 8 * 4 * 512  # eight vectors
 
 
 def test_the_cost_of_an_index_that_is_not_there_is_an_error(data: Captioned, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ class TestDual:
         text, first = load_file(out / TEXT), load_file(PACKAGED / TEXT)
         moved = {name for name in first if not np.array_equal(text[name], first[name])}
         assert moved and all(name.startswith("encoder.layer.5.") for name in moved)
-        model = MiniModel()
+        model = MiniModel(fresh_head=True)
         model.image.freeze(21)
         model.text.freeze(6)
         trained = dual._Trained(model)
@@ -405,7 +405,7 @@ class TestCombine:
         seen = open_dataset(data).split("train")  # what it was folded by: nothing of it lies outside
         texts, pictures = seen.flat()[0], [picture.open() for picture in seen.pictures]
         long = load_encoder(str(combine.combine(tmp_path / "long", CombineSettings(tuple(map(str, two)), str(data)))))
-        assert (encoder.dim, long.dim) == (64, 896)
+        assert (encoder.dim, long.dim) == (64, 512)
         one, other = (each.encode_texts(texts) @ each.encode_images(pictures).T for each in (encoder, long))
         assert one == pytest.approx(other, abs=0.01)
         many = texts * NUMPY_TEXTS
@@ -428,7 +428,7 @@ class TestCombine:
         model.text.freeze(7)
         with torch.no_grad():
             before = model.image.rest(states[0]) @ model.text.rest(states[1]).T
-            model.compact(combine.principal([rng.normal(size=(1000, 896))], 896))
+            model.compact(combine.principal([rng.normal(size=(1000, 512))], 512))
             after = model.image.rest(states[0]) @ model.text.rest(states[1]).T
         assert torch.allclose(before, after, atol=1e-5)
 
@@ -443,8 +443,8 @@ class TestCombine:
             combine.combine(tmp_path / "x", CombineSettings((str(two[0]), str(small)), str(data)), device="cpu")
         with pytest.raises(UsageError, match="only its vectors can be made compact"):
             combine.combine(tmp_path / "y", CombineSettings((str(small),), str(data), size=8), device="cpu")
-        with pytest.raises(UsageError, match="have 896 numbers; they cannot be folded into 897"):
-            combine.combine(tmp_path / "z", CombineSettings((str(two[0]),), str(data), size=897), device="cpu")
+        with pytest.raises(UsageError, match="have 512 numbers; they cannot be folded into 513"):
+            combine.combine(tmp_path / "z", CombineSettings((str(two[0]),), str(data), size=513), device="cpu")
         with pytest.raises(UsageError, match="there is no"):
             combine.combine(tmp_path / "w", CombineSettings((str(two[0]),), str(tmp_path / "none")), device="cpu")
         assert not list(tmp_path.iterdir())  # nothing stands in the way of the next try
