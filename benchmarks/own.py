@@ -48,7 +48,7 @@ def main() -> None:
     for data, split in ((others, "all"), (asked.data, "test")):
         results = asked.out / f"{data.stem}.json"
         judged = ["--data", str(data), "--split", split]
-        models = ["--model", "mini", "--model", str(run), "--no-cost", "--out", str(results)]
+        models = ["--model", "mini", "--model", str(run), "--no-rerank", "--no-cost", "--out", str(results)]
         subprocess.run([*MMSEARCH, "eval", *judged, *models], check=True)
         files = sorted(str(path) for path in asked.out.glob(f"{data.stem}-*.json"))
         subprocess.run([*MMSEARCH, "eval", "compare", *files, *judged], check=True)
