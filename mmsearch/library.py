@@ -269,7 +269,7 @@ class Library:
         Args:
             image: a PIL image or the path of one.
             k: how many, however unlikely the last of them are. By default up to 10, as many as match: the list ends at
-                the first whose probability is below 0.1 (``mmsearch.query.MATCH``), and may be empty.
+                the first whose probability is below 0.05 (``mmsearch.query.MATCH``), and may be empty.
             after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
                 counts, else that of the file.
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.

@@ -16,9 +16,9 @@ from indexer.types import Modality
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MATCH = 0.1
-"""The probability below which a list ends when nobody says how long it is to be. At one in ten an answer is still worth
-a look; what is less likely would fill every list up with what does not match."""
+MATCH = 0.05
+"""The probability below which a list ends when nobody says how long it is to be. At one in twenty an answer is still
+worth a look; what is less likely would fill every list up with what does not match (`benchmarks/absent.py`)."""
 
 _PARTIAL_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
