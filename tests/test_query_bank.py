@@ -46,7 +46,7 @@ def log_odds(probability: float) -> float:
 
 def test_nearness_is_the_logarithm_of_the_mean_of_exponentials() -> None:
     rng = np.random.default_rng(0)
-    bank, vectors = rng.normal(size=(7, 5)) / 3, rng.normal(size=(4, 5)) / 3
+    bank, vectors = rng.normal(size=(7, 5)).astype(np.float16) / 3, rng.normal(size=(4, 5)) / 3
     found = QueryBank({Modality.TEXT: bank, Modality.IMAGE: bank[:2]}).nearness(vectors, Modality.TEXT)
     for value, vector in zip(found, vectors, strict=True):
         plain = math.log(sum(math.exp(TEMPERATURE * float(row @ vector)) for row in bank) / 7) / TEMPERATURE
