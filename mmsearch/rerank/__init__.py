@@ -69,12 +69,14 @@ class Reranker(Protocol):
     """How many of the first answers are worth its time, as measured with it."""
     calibration: Mapping[tuple[Modality, Modality], FusedLine]
     """For text→image and image→text: how likely a match is, given what both stages say of it."""
-    bank: QueryBank | None
-    """What tells an answer to this question from an answer to any; None if ``calibration`` does not ask for it."""
 
     @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of whatever its logits depend on; the model may have to be loaded for it."""
+
+    @property
+    def bank(self) -> QueryBank | None:
+        """What tells an answer to this question from an answer to any; None if ``calibration`` does not ask for it."""
 
     @property
     def compressor(self) -> Compressor | None:
