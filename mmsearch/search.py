@@ -307,8 +307,7 @@ class Searcher:
         vectors = snapshot.vectors[answered].fetch(rows).astype(np.float64)  # (C, D)
         # Summed in one order whatever the place among the candidates, as by the first stage: equal vectors tie.
         dual = line.gain * np.sum(vectors * part.vector, axis=1) + line.offset  # (C,)
-        near = self._second.nearness(part.asked, part.vector, vectors, answered)  # (C,) and a number
-        fused = self._second.reranker.calibration[part.asked, answered].log_odds(dual, logits, *near)  # (C,)
+        fused = self._second.log_odds(part.asked, answered, part.vector, vectors, dual, logits)  # (C,)
         again = found.logits[: len(rows)] + part.weight * (fused - dual)
         scored = np.zeros(len(found.rows), dtype=bool)
         scored[: len(rows)] = ~np.isnan(logits)

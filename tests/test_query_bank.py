@@ -101,6 +101,19 @@ def test_texts_for_a_picture_are_held_against_the_pictures_of_the_bank(tmp_path:
     assert moved == pytest.approx(-3 * near + 0.25 * asked, abs=1e-3)
 
 
+def test_an_explanation_takes_the_bank_into_account_as_the_search_does(tmp_path: Path) -> None:
+    folder = with_bank(tmp_path / "reranker")
+    with mmsearch.open(tmp_path / "index", model=PatchColourEncoder(), reranker=folder) as library:
+        path = tmp_path / "yellow.png"
+        Image.new("RGB", (16, 16), (255, 255, 0)).save(path)
+        library.index(path.parent, exclude=["reranker", "index"])
+        hit = library.query("green", k=1)[0]
+        assert hit.reranked and hit.explain().probability == pytest.approx(hit.probability, abs=1e-6)
+        library.add([mmsearch.Addition("text", text="a red thing")])
+        hit = library.query(image=path, k=1, kind="text")[0]
+        assert hit.reranked and hit.explain().probability == pytest.approx(hit.probability, abs=1e-6)
+
+
 def test_a_damaged_bank_is_said(tmp_path: Path) -> None:
     folder = with_bank(tmp_path / "reranker")
     (folder / "bank.safetensors").write_bytes(b"no tensors")

@@ -128,7 +128,8 @@ def explain(
     if line is not None:
         answered = Modality.TEXT if asked is Modality.IMAGE else Modality.IMAGE
         dual = line.gain * np.sum(image_row.astype(np.float64) * row, keepdims=True) + line.offset  # (1,)
-        fused = reranker.calibration[asked, answered].log_odds(dual, np.array([logit]))
+        question, answer = (row, image_row) if asked is Modality.TEXT else (image_row, row)
+        fused = second.log_odds(asked, answered, question, answer[None], dual, np.array([logit]))
         likely = calibration.probability(float(fused[0]))
     return Explanation(
         question=text,

@@ -118,15 +118,27 @@ class SecondStage:
             found[there] = self._score([asked], pictures, pairs)
         return found
 
-    def nearness(
-        self, asked: Modality, question: np.ndarray, answers: np.ndarray, answered: Modality
-    ) -> tuple[np.ndarray, float]:
-        """How near each of ``answers`` ``(C, D)`` is to the reranker's bank of questions: ``(C,)``; and how near
-        ``question`` ``(D,)`` is to its bank of answers. Zeros without a bank."""
-        bank = self.reranker.bank
+    def log_odds(
+        self,
+        asked: Modality,
+        answered: Modality,
+        question: np.ndarray,
+        answers: np.ndarray,
+        dual: np.ndarray,
+        logits: np.ndarray,
+    ) -> np.ndarray:
+        """Those of a match by all that is known of pairs: ``(C,)``.
+
+        Args:
+            question: its vector ``(D,)``; ``answers`` likewise ``(C, D)``.
+            dual: log-odds of the first stage ``(C,)``.
+            logits: of the reranker ``(C,)``.
+        """
+        fused, bank = self.reranker.calibration[asked, answered], self.reranker.bank
         if bank is None:
-            return np.zeros(len(answers)), 0.0
-        return bank.nearness(answers, asked).round(DECIMALS), float(bank.nearness(question[None], answered)[0])
+            return fused.log_odds(dual, logits)
+        near = bank.nearness(answers, asked).round(DECIMALS)
+        return fused.log_odds(dual, logits, near, float(bank.nearness(question[None], answered)[0]))
 
     def _score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
         logits = np.asarray(self.reranker.score(texts, pictures, pairs), dtype=np.float64)
