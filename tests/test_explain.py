@@ -26,7 +26,7 @@ from indexer.errors import DecodeError, ModelError, UsageError
 from mmsearch.present import explanation_lines
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.explain import Shown, explain_alone, show
-from mmsearch.rerank.explanation import METHOD, METHODS, Explanation, attended, hidden, looks, missed, whole_words
+from mmsearch.rerank.explanation import METHOD, METHODS, Explanation, attended, hidden, looks, missed, spread, whole_words
 from mmsearch.rerank.fusion_onnx import FusionReranker
 from mmsearch.rerank.load import load_reranker
 from mmsearch.rerank.overlay import coloured, draw, heated
@@ -146,6 +146,13 @@ def test_words_that_counted_nothing_count_alike() -> None:
     assert (a.weight, b.weight) == (0.5, 0.5) and b.heat.tolist() == [[0, 0.5], [0.5, 0]]
 
 
+def test_heat_is_spread_to_its_neighbours_and_none_is_lost() -> None:
+    inside, corner = np.zeros((2, 4, 4))
+    inside[1, 2] = corner[0, 0] = 16
+    assert spread(inside).tolist() == [[0, 1, 2, 1], [0, 2, 4, 2], [0, 1, 2, 1], [0, 0, 0, 0]]
+    assert spread(corner).tolist() == [[9, 3, 0, 0], [3, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
 def test_hidden_tokens_are_the_mean_of_all() -> None:
     tokens = np.array([[1.0, 0], [3, 0], [5, 4], [7, 0]])
     assert hidden(tokens)[1].tolist() == [[1, 0], [4, 1], [5, 4], [7, 0]]
@@ -214,7 +221,7 @@ def test_an_explanation_by_hand(fused: mmsearch.Library, red_corner: Path) -> No
     assert found.words[0].heat == pytest.approx(np.full((2, 2), 0.25), abs=1e-6)
     assert found.words[1].heat == pytest.approx(heat, abs=1e-6)
     share = found.words[1].weight
-    expected = share * heat + (1 - share) * np.full((2, 2), 0.25)
+    expected = spread(share * heat + (1 - share) * np.full((2, 2), 0.25))
     assert fused.explain("A red thing?", red_corner, method="attention").heat == pytest.approx(expected, abs=1e-6)
     assert found.logit == pytest.approx(max(red), abs=1e-4)
     dual = 20 * (0.5 / math.sqrt(1.25 * 0.875) - 0.5) - 6
@@ -518,4 +525,4 @@ def test_the_reranker_of_the_package_looks_into_the_right_corner() -> None:
     if packaged is None:
         pytest.skip("no weights of the reranker in the package")
     cases = CORNERS["found"](packaged, encoder, METHOD, CORNERS["cut_out"]())
-    assert len(cases) == 40 and sum(cases.values()) >= 20, [case for case, right in cases.items() if not right]
+    assert len(cases) == 40 and sum(cases.values()) >= 32, [case for case, right in cases.items() if not right]

@@ -23,6 +23,7 @@ from mmsearch.rerank.explanation import (
     hidden,
     looks,
     missed,
+    spread,
     whole_words,
 )
 from mmsearch.rerank.stage import DECIMALS, SecondStage
@@ -118,7 +119,7 @@ def explain(
     logit = round(look.logit, DECIMALS)
     known = looks(found, look.attention, look.weights)
     if method == "attention":
-        heat = attended(known)
+        heat = spread(attended(known))
     else:
         parts = [picture, *map(PictureSide, hidden(picture.tokens))]
         pairs = np.stack([np.zeros(len(parts), np.int64), np.arange(len(parts))], axis=1)

@@ -26,7 +26,7 @@ METHODS = ("attention", "occlusion")
 METHOD = "attention"
 """How the heat of all words together is made where nobody says, one of ``METHODS``.
 
-``attention`` is the sum of the words' attention, weighted by how much each word counted. It costs one pair and says
+``attention`` is the sum of the words' attention, weighted by how much each word counted, and spread a little. It costs one pair and says
 which word looked where. It need not be what the score hangs on: other attention can give the same score (Jain and
 Wallace 2019, arXiv:1902.10186), which is why deep transformers are explained by attention and gradients together
 (Chefer et al. 2021, arXiv:2103.15679). A joint encoder has few looks between words and tokens, and no gradients here.
@@ -179,6 +179,18 @@ def attended(words: Sequence[Word]) -> np.ndarray:
     """The heat ``(S, S)`` of all words together: the sum of weight times heat."""
     heat: np.ndarray = np.sum([word.weight * word.heat for word in words], axis=0)
     return heat
+
+
+def spread(heat: np.ndarray) -> np.ndarray:
+    """Heat ``(S, S)`` in which each place shares with its neighbours, 4 : 2 : 1 for itself, a side and a corner.
+
+    A token was pooled from patches that saw far beyond its own cell, so that one hot token alone says little about
+    where; several side by side do. What would leave the picture stays at its edge.
+    """
+    padded = np.pad(heat, 1, mode="edge")
+    rows = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    both: np.ndarray = (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
+    return both
 
 
 def hidden(tokens: np.ndarray) -> np.ndarray:
