@@ -26,7 +26,17 @@ from indexer.errors import DecodeError, ModelError, UsageError
 from mmsearch.present import explanation_lines
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.explain import Shown, explain_alone, show
-from mmsearch.rerank.explanation import METHOD, METHODS, Explanation, attended, hidden, looks, missed, spread, whole_words
+from mmsearch.rerank.explanation import (
+    METHOD,
+    METHODS,
+    Explanation,
+    attended,
+    hidden,
+    looks,
+    missed,
+    spread,
+    whole_words,
+)
 from mmsearch.rerank.fusion_onnx import FusionReranker
 from mmsearch.rerank.load import load_reranker
 from mmsearch.rerank.overlay import coloured, draw, heated
