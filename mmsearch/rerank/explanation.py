@@ -26,10 +26,11 @@ METHODS = ("attention", "occlusion")
 METHOD = "attention"
 """How the heat of all words together is made where nobody says, one of ``METHODS``.
 
-``attention`` is the sum of the words' attention, weighted by how much each word counted, and spread a little. It costs one pair and says
-which word looked where. It need not be what the score hangs on: other attention can give the same score (Jain and
-Wallace 2019, arXiv:1902.10186), which is why deep transformers are explained by attention and gradients together
-(Chefer et al. 2021, arXiv:2103.15679). A joint encoder has few looks between words and tokens, and no gradients here.
+``attention`` is the sum of the words' attention, weighted by how much each word counted, and spread a little. It costs
+one pair and says which word looked where. It need not be what the score hangs on: other attention can give the same
+score (Jain and Wallace 2019, arXiv:1902.10186), which is why deep transformers are explained by attention and gradients
+together (Chefer et al. 2021, arXiv:2103.15679). A joint encoder has few looks between words and tokens, and no
+gradients here.
 
 ``occlusion`` hides one token after the other behind the mean of all and takes by how much the logit falls (Zeiler and
 Fergus 2014, arXiv:1311.2901). It is what the score hangs on and knows nothing of single words; what two tokens say
