@@ -104,7 +104,7 @@ class Hit:
         asset = self.item.asset
         values: dict[str, Any] = {
             "rank": self.rank,
-            "score": round(self.score, 4),
+            "score": round(self.score, 6),
             "reranked": self.reranked,
             "kind": self.kind,
             "path": asset.path or None,

@@ -555,7 +555,9 @@ def test_from_captions_to_reranked_answers(tmp_path: Path) -> None:
     assert run.stdout == f"{tmp_path / 'run'}\n"
     exported = mmsearch("train", "export", "--run", tmp_path / "run", "--out", tmp_path / "packaged")
     assert exported.returncode == 0, exported.stderr
-    assert len(list((tmp_path / "packaged").iterdir())) == 4
+    assert {path.name for path in (tmp_path / "packaged").iterdir()} == {
+        *("bank.safetensors", "calibration.json", "compressor.safetensors", "config.json", "fusion.onnx")
+    }
     where = ["--index", tmp_path / "index", "--reranker", tmp_path / "packaged"]
     indexed = mmsearch("index", tmp_path / "data" / "images", *where)
     assert indexed.returncode == 0, indexed.stderr
