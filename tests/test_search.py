@@ -47,7 +47,7 @@ def test_words_find_pictures_and_texts_with_scores_worked_out_by_hand(library: m
     assert (text.kind, text.text, text.lines) == ("text", "a red thing", mmsearch.Span(1, 1))
     assert hits[0].as_dict() == {
         "rank": 1,
-        "score": round(by_hand(1.0), 4),
+        "score": round(by_hand(1.0), 6),
         "reranked": False,
         "kind": "image",
         "path": str(photos / "red.png"),
@@ -144,7 +144,7 @@ def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint)
 def test_a_list_ends_where_nothing_else_matches_unless_a_length_is_asked_for(
     library: mmsearch.Library, photos: Path
 ) -> None:
-    """Red matches with 0.982, green and blue with 0.000006: only the first two are above one in ten."""
+    """Red matches with 0.982, green and blue with 0.000006: only the first two are above one in twenty."""
     library.index(photos)
     hits = library.query("red")
     assert names(hits) == ["red.png", "notes.txt"] and hits.nothing_else_matches
