@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from indexer.text_tower.parts import Parts
+
 PREFIX = "hf:"
 CONFIG = "config.json"
 KINDS = ("align", "clip", "siglip", "vision-text-dual-encoder")
@@ -139,6 +141,16 @@ class HuggingFaceEncoder:
             return np.zeros((0, self.dim), np.float32)
         parts = [self._text_features(texts[i : i + TEXT_BATCH]) for i in range(0, len(texts), TEXT_BATCH)]
         return unit_rows(np.concatenate(parts), "text")
+
+    def text_parts(self) -> Parts:
+        """The text tower without torch.
+
+        Raises:
+            NoTower: NumPy cannot run it.
+        """
+        from indexer.text_tower.from_huggingface import take_apart
+
+        return take_apart(self._pair)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text`` by the model's tokenizer, special tokens counted."""

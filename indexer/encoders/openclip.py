@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from indexer.text_tower.parts import Parts
+
 HUB = "hf-hub:"
 LOCAL = "local-dir:"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".npz")
@@ -166,6 +168,16 @@ class OpenClipEncoder:
         scale = fit(columns / width, rows / height)
         across, down = columns / (width * scale) / 2, rows / (height * scale) / 2
         return 0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down
+
+    def text_parts(self) -> Parts:
+        """The text tower without torch.
+
+        Raises:
+            NoTower: NumPy cannot run it.
+        """
+        from indexer.text_tower.from_openclip import take_apart
+
+        return take_apart(self._model, self._tokenizer)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text`` by the model's tokenizer, special tokens counted."""

@@ -1,0 +1,249 @@
+"""The folder of an exported text tower: written whole or not at all, opened without reading it, checked on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from indexer.durable import sync_folder
+from indexer.encoders import Encoder, has_patches
+from indexer.encoders.rows import unit_rows
+from indexer.errors import ModelError, StorageError
+from indexer.text_tower.mapped import map_tensors
+from indexer.text_tower.numpy_tower import NumpyTower, Plan
+from indexer.text_tower.words import BytePairs, LibraryWords, Words
+
+if TYPE_CHECKING:
+    from indexer.text_tower.parts import Parts
+
+FOLDER = "text"
+"""What the folder is called inside that of an index."""
+DESCRIPTION, WEIGHTS, TOKENIZER = "tower.json", "tower.safetensors", "tokenizer.json"
+FORMAT = 1
+MAX_DISTANCE = 1e-3
+"""How far from 1 the cosine between the torch tower's vector of a text and this one's may be."""
+REMEMBERED = "remembered"
+PROBES = (
+    "a",
+    "a dog runs on the beach",
+    "Two men in orange vests repair a road; a third one, in a hard hat, watches! don't they? 1,234.50",
+    "ein Hund läuft — 犬が走る 🐕 naïve &amp; caf\u00e9",
+    "word after word " * 100,
+)
+"""Texts on which an export is compared with its origin, beside those that it remembers: short, odd and too long."""
+
+
+@runtime_checkable
+class ExportableEncoder(Encoder, Protocol):
+    """An encoder whose text tower can be taken apart."""
+
+    def text_parts(self) -> Parts:
+        """The text tower without torch.
+
+        Raises:
+            NoTower: NumPy cannot run it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """An opened export: what the encoder is, its tower, its words, and vectors of texts that are asked for often."""
+
+    about: Mapping[str, Any]
+    numpy: NumpyTower
+    words: Words
+    remembered: Mapping[str, np.ndarray]
+
+    def rows(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to float32 unit rows ``(B, D)``."""
+        features = [self.numpy.features(self.words.ids(text)) for text in texts]
+        return unit_rows(np.stack(features), "text")
+
+    def rows_and_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Texts to float32 unit rows ``(B, D)`` and, for each, its token states ``(L, W)``."""
+        found = [self.numpy.features_and_states(self.words.ids(text)) for text in texts]
+        return unit_rows(np.stack([one for one, _ in found]), "text"), [states for _, states in found]
+
+
+def export(encoder: Encoder, folder: Path, remembered: Sequence[str] = ()) -> str | None:
+    """Write the text tower of ``encoder`` into ``folder``, with the vectors of the texts ``remembered``.
+
+    Returns:
+        None, or why NumPy cannot run it; the folder remembers that too.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    from indexer.text_tower.parts import NoTower
+
+    description: dict[str, Any] = {"format": FORMAT, "fingerprint": encoder.fingerprint}
+    try:
+        folder.mkdir(exist_ok=True)
+        (folder / DESCRIPTION).unlink(missing_ok=True)
+        try:
+            if not isinstance(encoder, ExportableEncoder):
+                raise NoTower(f"{type(encoder).__name__} does not give its text tower away")
+            description |= _written(encoder, encoder.text_parts(), folder, list(dict.fromkeys(remembered)))
+        except ModelError as exc:
+            for name in (WEIGHTS, TOKENIZER):
+                (folder / name).unlink(missing_ok=True)
+            description["unable"] = str(exc)
+        _put(folder / DESCRIPTION, json.dumps(description | {"checksum": _checksum(description)}, indent=1).encode())
+        sync_folder(folder)
+    except OSError as exc:
+        raise StorageError(f"cannot write the text tower into {folder}: {exc.strerror}") from exc
+    return description.get("unable")
+
+
+def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]) -> dict[str, Any]:
+    """Write and check the files; what there is to say of them."""
+    from safetensors.numpy import save
+
+    from indexer.text_tower.parts import NoTower
+
+    weights = parts.weights | {REMEMBERED: encoder.encode_texts(remembered)}
+    _put(folder / WEIGHTS, save({name: np.ascontiguousarray(one) for name, one in weights.items()}))
+    if parts.tokenizer is not None:
+        _put(folder / TOKENIZER, parts.tokenizer.encode())
+    about = {
+        "encoder": {
+            name: getattr(encoder, name)
+            for name in ("dim", "image_size", "max_tokens", "calibration", "patches", "state_size")
+            if hasattr(encoder, name)
+        },
+        "plan": asdict(parts.plan),
+        "words": asdict(parts.words),
+        "remembered": remembered,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "blake2b": _digest(folder / name)}
+            for name in (WEIGHTS, *([TOKENIZER] if parts.tokenizer is not None else []))
+        },
+    }
+    try:
+        distance = _distance(encoder, _open(folder, about), [*PROBES, *remembered])
+    except (KeyError, ValueError, IndexError, TypeError) as exc:
+        raise NoTower(f"NumPy cannot run it as it is ({type(exc).__name__}: {exc})") from exc
+    if not distance <= MAX_DISTANCE:
+        raise NoTower(f"in NumPy the cosine to its vectors falls to {1 - distance:.4f}")
+    return about | {"cosine": 1 - distance}
+
+
+def _distance(encoder: Encoder, tower: Tower, texts: list[str]) -> float:
+    """How far from 1 the cosines fall between what ``encoder`` says of texts, and of their tokens, and what ``tower``
+    says; 2 if they do not even agree on the tokens."""
+    if any(encoder.count_tokens(text) != tower.words.count(text) for text in texts):
+        return 2.0
+    found, expected = tower.rows(texts), encoder.encode_texts(texts)
+    cosines = [np.sum(found.astype(np.float64) * expected, axis=1)]
+    if has_patches(encoder):
+        texts = texts[: len(PROBES)]
+        for one, other in zip(tower.rows_and_states(texts)[1], encoder.encode_text_states(texts)[1], strict=True):
+            if one.shape != other.shape:
+                return 2.0
+            cosines.append(np.sum(unit_rows(one, "token").astype(np.float64) * unit_rows(other, "token"), axis=1))
+    return float(1 - np.concatenate(cosines).min())
+
+
+def read(folder: Path, fingerprint: str) -> Tower | str:
+    """The tower in ``folder`` of the encoder with this fingerprint, or why there is none. Its weights are mapped."""
+    again = "the next 'mmsearch index' exports it"
+    description = describe(folder)
+    if description is None:
+        return f"its text tower was not exported; {again}"
+    if description.get("format") != FORMAT or description.get("fingerprint") != fingerprint:
+        return f"the exported text tower is one of another model or version; {again}"
+    if "unable" in description:
+        return str(description["unable"])
+    try:
+        for name, file in description["files"].items():
+            if (folder / name).stat().st_size != file["bytes"]:
+                raise ValueError(f"{name} is not as long as it was")
+        return _open(folder, description)
+    except (OSError, KeyError, ValueError, TypeError, ModelError) as exc:
+        return f"the exported text tower is damaged ({exc}); {again}"
+
+
+def wanted(folder: Path, fingerprint: str) -> bool:
+    """Whether the tower of the encoder with this fingerprint should be exported: nobody tried, or it is damaged."""
+    description = describe(folder) or {}
+    if description.get("format") != FORMAT or description.get("fingerprint") != fingerprint:
+        return True
+    return "unable" not in description and isinstance(read(folder, fingerprint), str)
+
+
+def verify(folder: Path) -> str | None:
+    """Check every byte of an export; what is damaged is taken away, and said."""
+    description = describe(folder)
+    if not folder.is_dir() or (description is not None and "unable" in description):
+        return None
+    try:
+        if description is not None and all(
+            _digest(folder / name) == file["blake2b"] for name, file in description["files"].items()
+        ):
+            return None
+    except (OSError, KeyError, TypeError, AttributeError):
+        pass  # damaged like the rest
+    try:
+        for name in (DESCRIPTION, WEIGHTS, TOKENIZER):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as exc:
+        raise StorageError(f"cannot remove the damaged text tower in {folder}: {exc.strerror}") from exc
+    return "the exported text tower was damaged and is removed; the next 'mmsearch index' exports it again"
+
+
+def describe(folder: Path) -> dict[str, Any] | None:
+    """What ``tower.json`` says; None if there is none, or it is not as it was written."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        checksum = description.pop("checksum", None)
+        return description if checksum == _checksum(description) else None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _open(folder: Path, about: Mapping[str, Any]) -> Tower:
+    weights = map_tensors(folder / WEIGHTS)
+    plan, settings = dict(about["plan"]), about["words"]
+    plan["head"] = tuple(plan["head"])
+    words: Words
+    if settings["kind"] == "byte-pairs":
+        tables = (weights[f"words.{name}"] for name in ("pairs", "ranks", "letters"))
+        words = BytePairs(*tables, clean=settings["clean"], limit=settings["limit"])
+    else:
+        words = LibraryWords(
+            folder / TOKENIZER, clean=settings["clean"], limit=settings["limit"], without=settings["without"]
+        )
+    remembered = dict(zip(about["remembered"], weights[REMEMBERED], strict=True))
+    return Tower(about, NumpyTower(Plan(**plan), weights), words, remembered)
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is there whole, or not at all."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
