@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MATCH = 0.09
-"""How likely the best answer must be when nobody says how many are wanted: below it nothing matches. Where the captions of
-Flickr8k's dev split are answered as often as questions about what is not there are not (`benchmarks/absent.py`)."""
+"""How likely the best answer must be when nobody says how many are wanted: below it nothing matches. There the captions
+of Flickr8k's dev split are answered as often as questions about what is not there are not (`benchmarks/absent.py`)."""
 FALL = 100.0
 """An answer less likely than ``MATCH`` still ends no list if its odds are at least those of the best over this."""
 
@@ -94,10 +94,10 @@ def parse_query(
 
 
 def least_shown(query: Query, best: float) -> float:
-    """The probability that an answer needs to be shown, where the best has the probability ``best``; inf for none at all.
+    """The probability that an answer needs to be shown, where the best has the probability ``best``; inf for none.
 
-    Example: with ``match`` 0.09 and a best of 0.5, the odds of which are 1 : 1, an answer of 1 : 100 is shown, or 0.0099;
-    with a best of 0.99 the odds that suffice are 99 : 100, but then 0.09 suffices.
+    Example: with ``match`` 0.09 and a best of 0.5, the odds of which are 1 : 1, an answer of 1 : 100 is shown,
+    or 0.0099; with a best of 0.99 odds of 99 : 100 would be needed, but 0.09 suffices.
     """
     least = query.min_prob or 0.0
     if query.match is None:
