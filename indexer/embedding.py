@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from indexer.encoders import Encoder, PatchEncoder, has_patches
 from indexer.errors import MmsearchError, ModelError, ModelMismatch
 from indexer.index import Index
 from indexer.tokens import Compressor, pack_checked
-from indexer.writer import IndexWriter
+
+if TYPE_CHECKING:
+    from indexer.writer import IndexWriter
 
 T = TypeVar("T")
 Embed = Callable[[list[np.ndarray]], list[tuple[np.ndarray, np.ndarray | None]]]

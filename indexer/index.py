@@ -4,6 +4,7 @@
     catalogue.db               the truth: files, pieces, and the row of each vector
     vectors/image-00001.f32    the rows, one file for each modality; the number is the generation
     vectors/image-00001.tokens the image tokens of the same rows, where the index holds any
+    text/                      the model's text tower, for questions; derived, see ``indexer.text_tower``
     lock                       held by the one process that writes
 
 A folder of format 1 has no tokens and a catalogue that knows nothing of them. It is read as it is; the first writer
@@ -127,7 +128,7 @@ class Index:
             UsageError: the folder holds something else.
             StorageError: it cannot be written.
         """
-        ours = re.compile(r"catalogue\.db(-wal|-shm|-journal)?|lock|vectors|manifest\.json\.new")
+        ours = re.compile(r"catalogue\.db(-wal|-shm|-journal)?|lock|vectors|text|manifest\.json\.new")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             foreign = sorted(name for name in os.listdir(folder) if not ours.fullmatch(name))

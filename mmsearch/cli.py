@@ -197,6 +197,8 @@ def query(
         sys.stdout.buffer.write(present.hits_paths(hits, end=b"\0" if null else b"\n"))
     elif hits:
         print(present.hits_table(hits, width=shutil.get_terminal_size((120, 24)).columns))
+    if text is not None and library.slower:
+        _say(f"words waited for torch, which is slower: {library.slower}")
     if hits.not_reranked:
         _say(f"not reranked: {hits.not_reranked}")
     if hits.nothing_else_matches:

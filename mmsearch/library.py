@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from importlib import resources
@@ -17,10 +17,13 @@ import numpy as np
 import platformdirs
 
 from indexer.encoders import Encoder
-from indexer.encoders.load import load_encoder
+from indexer.embedding import check_same_model
+from indexer.encoders.load import is_mini, load_encoder
 from indexer.errors import ModelMismatch, NoIndex, UsageError
-from indexer.index import Index, Remove, VerifyReport
-from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, add_tokens, check_same_model, update
+from indexer.index import Index
+from indexer.text_tower.encoder import ExportedEncoder
+from indexer.text_tower.folder import FOLDER as TEXT_TOWER
+from indexer.text_tower.folder import ExportableEncoder, export, read, verify, wanted
 from indexer.tokens import Compressor
 from indexer.types import Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
@@ -33,6 +36,9 @@ from mmsearch.search import Hits, Searcher
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from indexer.pipeline import Addition, Progress
+    from indexer.writer import VerifyReport
 
 DEFAULT_MODEL = "mini"
 ANSWERS = 10
@@ -121,8 +127,11 @@ class Library:
                     f"the index in {self.folder} was made by {made_by}, not by {model}, and vectors of two models "
                     f"cannot be compared; name another folder for {model}, or leave the model out"
                 )
-            model = load_encoder(model, device)
+            model = load_encoder(model, device) if self._index is None else None  # else when it is needed
         self._encoder = model
+        self._questioner: Encoder | None = None
+        self.slower: str | None = None
+        """Why questions in words wait for torch; None if they do not, or nobody asked yet."""
         self._device = device
         self._asked_reranker = reranker
         self._searcher: Searcher | None = None
@@ -141,6 +150,29 @@ class Library:
             self._encoder = load_encoder(made_by, self._device)
         return self._encoder
 
+    @property
+    def questioner(self) -> Encoder:
+        """The model as questions use it: where the index holds its text tower, words do not wait for torch.
+
+        Raises:
+            ModelError: its weights are not here and cannot be had.
+        """
+        if self._encoder is not None or self._index is None:
+            return self.encoder
+        if self._questioner is None:
+            made = self._index.manifest
+            tower = None if is_mini(made.encoder) else read(self.folder / TEXT_TOWER, made.fingerprint)
+            if tower is None or isinstance(tower, str):
+                self.slower = tower
+                return self.encoder
+            self._questioner = ExportedEncoder(made.encoder, made.fingerprint, tower, self._origin)
+        return self._questioner
+
+    def _origin(self) -> Encoder:
+        """The model behind an exported text tower."""
+        check_same_model(self._need_index(), self.encoder)
+        return self.encoder
+
     @cached_property
     def reranker(self) -> Reranker | None:
         """What looks again at the first answers; None if there is no reranker for this model.
@@ -152,8 +184,8 @@ class Library:
         """
         asked = self._asked_reranker
         if asked is None or isinstance(asked, (str, os.PathLike)):
-            return load_reranker(asked, self.encoder, self._device)
-        check_reads(asked, self.encoder)
+            return load_reranker(asked, self.questioner, self._device)
+        check_reads(asked, self.questioner)
         return asked
 
     def close(self) -> None:
@@ -171,7 +203,7 @@ class Library:
         self,
         *paths: str | os.PathLike[str],
         exclude: Sequence[str] = (),
-        max_text_bytes: int = MAX_TEXT_BYTES,
+        max_text_bytes: int | None = None,
         tokens: bool = True,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> UpdateReport:
@@ -182,6 +214,7 @@ class Library:
         that it reads; in an index that has pictures and no tokens, ``add_tokens`` begins with that.
 
         Args:
+            max_text_bytes: larger texts are skipped; by default 20 MB, ``indexer.pipeline.MAX_TEXT_BYTES``.
             tokens: False leaves new pictures without image tokens; they are not reranked.
 
         Raises:
@@ -190,6 +223,8 @@ class Library:
             IndexBusy: another process is indexing.
             StorageError: the index cannot be written; it holds what was committed.
         """
+        from indexer.pipeline import MAX_TEXT_BYTES, update
+
         if not paths:
             raise UsageError("nothing to index: name a folder or a file")
         for path in paths:
@@ -197,11 +232,11 @@ class Library:
                 raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
         roots = [os.fspath(path) for path in paths]
         return update(
-            self._make_index(),
+            self._index_with_tower(),
             self.encoder,
             roots,
             exclude=exclude,
-            max_text_bytes=max_text_bytes,
+            max_text_bytes=MAX_TEXT_BYTES if max_text_bytes is None else max_text_bytes,
             compressor=self._compressor() if tokens else None,
             progress=progress,
         )
@@ -217,6 +252,8 @@ class Library:
             IndexBusy: another process is indexing.
             StorageError: the index cannot be written; it holds what was committed.
         """
+        from indexer.pipeline import add_tokens
+
         index = self._need_index()
         compressor = self._compressor()
         if compressor is None:
@@ -237,7 +274,9 @@ class Library:
             UsageError: an item has no key, or not exactly one of image and text.
             IndexBusy, StorageError: the index cannot be written.
         """
-        add(self._make_index(), self.encoder, items, compressor=self._compressor() if tokens else None)
+        from indexer.pipeline import add
+
+        add(self._index_with_tower(), self.encoder, items, compressor=self._compressor() if tokens else None)
 
     def query(
         self,
@@ -285,7 +324,7 @@ class Library:
         """
         query = parse_query(
             text,
-            image=_read_image(image, self.encoder.image_size),
+            image=_read_image(image, self.questioner.image_size),
             without=[without] if isinstance(without, str) else without,
             kind=kind,
             under=under,
@@ -313,7 +352,7 @@ class Library:
             DecodeError: the picture cannot be read.
             ModelError: the model or the reranker fails, or the reranker does not say where words look.
         """
-        shown = show(picture, self.encoder.image_size)
+        shown = show(picture, self.questioner.image_size)
         if Index.exists(self.folder):
             return self.searcher().explain(question, shown, method)
         return explain_alone(self.encoder, self.reranker, question, shown, method)
@@ -327,6 +366,8 @@ class Library:
             NoIndex: nothing was indexed yet.
             IndexBusy, StorageError: the index cannot be written.
         """
+        from indexer.changes import Remove
+
         index = self._need_index()
         under = [os.path.abspath(path) for path in paths]
         with index.writing() as writer:
@@ -374,7 +415,9 @@ class Library:
             IndexDamaged: the database itself is broken.
         """
         with self._need_index().writing() as writer:
-            return writer.verify()
+            report = writer.verify()
+        repaired = verify(self.folder / TEXT_TOWER)
+        return report if repaired is None else replace(report, repaired=(*report.repaired, repaired))
 
     def compact(self) -> int:
         """Give the space of removed files back; return the bytes saved."""
@@ -388,7 +431,7 @@ class Library:
             NoIndex: nothing was indexed yet.
             ModelMismatch: the index was made by other weights of this model.
         """
-        index, encoder = self._need_index(), self.encoder
+        index, encoder = self._need_index(), self.questioner
         with self._lock:
             if encoder.calibration is not None:
                 if self._searcher is None:
@@ -412,6 +455,16 @@ class Library:
                 if self._index is None:
                     self._index = Index.open(self.folder)
         return self._index
+
+    def _index_with_tower(self) -> Index:
+        """The index, made if there is none, with the model's text tower beside it for questions to come."""
+        index, encoder = self._make_index(), self.encoder
+        folder = self.folder / TEXT_TOWER
+        if isinstance(encoder, ExportableEncoder):
+            check_same_model(index, encoder)
+            if wanted(folder, encoder.fingerprint):
+                export(encoder, folder, calibration.everyday_questions())
+        return index
 
     def _make_index(self) -> Index:
         with self._lock:

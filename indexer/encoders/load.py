@@ -18,17 +18,16 @@ def load_encoder(model: str = "mini", device: str | None = None) -> Encoder:
         UsageError: no model and no folder has that name, or there is no such device.
         ModelError: the weights are neither here nor reachable, or are damaged.
     """
-    from indexer.encoders.huggingface import KINDS, PREFIX, HuggingFaceEncoder, is_pair_folder
-    from indexer.encoders.mini import MiniEncoder, is_mini_folder
+    from indexer.encoders.mini import MiniEncoder
 
     if model == "mini":
         return MiniEncoder(device)
-    folder = (
-        Path(model.removeprefix(PREFIX)).expanduser().absolute()
-    )  # an index remembers it, and may be asked from elsewhere
-    if folder.is_dir() and is_mini_folder(folder):
-        return MiniEncoder(device, folder)
+    if is_mini(model):
+        return MiniEncoder(device, _folder(model))
+    from indexer.encoders.huggingface import KINDS, PREFIX, HuggingFaceEncoder, is_pair_folder
     from indexer.encoders.openclip import OpenClipEncoder, is_checkpoint_folder
+
+    folder = _folder(model)
 
     if model.startswith(PREFIX) and not folder.is_dir():
         return HuggingFaceEncoder(model, device)
@@ -41,3 +40,16 @@ def load_encoder(model: str = "mini", device: str | None = None) -> Encoder:
             f"nor a dual encoder of transformers (config.json with a model_type of {', '.join(KINDS)})"
         )
     return OpenClipEncoder(str(folder) if folder.is_dir() else model, device)
+
+
+def is_mini(model: str) -> bool:
+    """Whether ``model`` is the one in the package or a folder with another of its kind, which answers words without
+    torch by itself."""
+    from indexer.encoders.mini import is_mini_folder
+
+    return model == "mini" or is_mini_folder(_folder(model))
+
+
+def _folder(model: str) -> Path:
+    """The folder that ``model`` may name: absolute, for an index remembers it, and may be asked from elsewhere."""
+    return Path(model.removeprefix("hf:")).expanduser().absolute()
