@@ -1,6 +1,6 @@
 """The catalogue: which files and pieces are in the index, in a database. It is the truth; all else is checked by it.
 
-This is the only module that imports sqlalchemy.
+This is the only module that imports sqlalchemy, and it does the writing; what is read is in ``indexer.reader``.
 
     meta           the counters of the index: format, generation of the vector files, rows in each, version
     token_format   whose image tokens the index holds; one row or none
@@ -22,19 +22,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from indexer.errors import IndexDamaged, StorageError, UsageError
-from indexer.records import Filter, ItemRow, NewItem, Stamp, State
+from indexer.reader import (
+    BUSY_SECONDS,
+    FIRST_WITH_TOKENS,
+    SCHEMA_VERSION,
+    UNDER_CHUNK,
+    Reader,
+    chunks,
+    ranges,
+    translate,
+)
+from indexer.records import NewItem
 from indexer.tokens import TokenFormat
-from indexer.types import Asset, Item, Modality, Skipped, Span
-
-SCHEMA_VERSION = 2
-_FIRST_WITH_TOKENS = 2
-"""A catalogue of schema 1 knows nothing of tokens: it is read as one without any, and migrated by the first writer."""
+from indexer.types import Asset, Modality
 
 _METADATA = sa.MetaData()
 
@@ -100,44 +104,26 @@ FREED = sa.Table(
     sa.Column("erased", sa.Boolean, nullable=False),
 )
 
-_ITEM = tuple(column for column in ITEMS.c if column is not ITEMS.c.token_crc)
-"""What every schema has of an item."""
-_IN_CHUNK = 500
-"""Values in one IN (...): SQLite allows 999 parameters in its older builds."""
-_UNDER_CHUNK = 100
-"""Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
-
 
 class Catalogue:
-    """One database. Reading is thread-safe; writing belongs to whoever holds the lock of the index."""
+    """One database, opened for writing, which belongs to whoever holds the lock of the index."""
 
-    def __init__(self, path: Path, *, write: bool) -> None:
-        """Open the database at ``path``; with ``write`` it is created if it is not there, and migrated if it is old.
+    def __init__(self, path: Path) -> None:
+        """Open the database at ``path``: it is created if it is not there, and migrated if it is old.
 
         Raises:
             StorageError: it cannot be opened.
         """
         self.path = path
         try:
-            if write:
-                query = ""
-            else:
-                # A folder that may not be written (a read-only disk, somebody else's index) cannot hold the shared
-                # memory file of a WAL database. With no log to replay the database is read as it stands.
-                log = path.with_name(path.name + "-wal")
-                writable = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-                settled = not writable and not (log.exists() and log.stat().st_size)
-                query = "?immutable=1&uri=true" if settled else "?mode=ro&uri=true"
-            name = "file:" + _quote(path) if query else str(path)
-            self._engine = sa.create_engine("sqlite:///" + name + query, connect_args={"timeout": 30})
-            sa.event.listen(self._engine, "connect", _on_connect_writer if write else _on_connect_reader)
+            self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+            sa.event.listen(self._engine, "connect", _on_connect)
             sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-            if write:
-                with self._engine.begin() as connection:
-                    _METADATA.create_all(connection)
-                    _migrate(connection)
+            with self._engine.begin() as connection:
+                _METADATA.create_all(connection)
+                _migrate(connection)
         except (SQLAlchemyError, OSError) as exc:
-            raise _translate(exc, path) from exc
+            raise translate(exc, path) from exc
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -148,9 +134,9 @@ class Catalogue:
         """A view of one moment: everything read through it belongs together."""
         try:
             with self._engine.connect() as connection, connection.begin():
-                yield Reader(connection)
-        except DBAPIError as exc:
-            raise _translate(exc, self.path) from exc
+                yield Reader(_plain(connection))
+        except (DBAPIError, sqlite3.Error) as exc:
+            raise translate(exc, self.path) from exc
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
@@ -158,8 +144,8 @@ class Catalogue:
         try:
             with self._engine.begin() as connection:
                 yield Writer(connection)
-        except DBAPIError as exc:
-            raise _translate(exc, self.path) from exc
+        except (DBAPIError, sqlite3.Error) as exc:
+            raise translate(exc, self.path) from exc
 
     def vacuum(self) -> None:
         """Give the space of deleted rows back to the file system."""
@@ -174,197 +160,15 @@ class Catalogue:
             finally:
                 connection.close()
         except (DBAPIError, sqlite3.Error) as exc:
-            raise _translate(exc, self.path) from exc
-
-
-class Reader:
-    """Questions to the catalogue at one moment."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def state(self) -> State:
-        """The counters.
-
-        Raises:
-            IndexDamaged: they are missing, so the database was not finished or was tampered with.
-        """
-        values = {row.name: row.value for row in self._connection.execute(sa.select(META))}
-        try:
-            if not 1 <= values["schema"] <= SCHEMA_VERSION:
-                raise IndexDamaged(
-                    f"the catalogue has schema {values['schema']}, this version of mmsearch reads {SCHEMA_VERSION}; "
-                    "update mmsearch"
-                )
-            rows = {m: values.get(f"rows:{m}", 0) for m in Modality}
-            tokens = self._token_format() if values["schema"] >= _FIRST_WITH_TOKENS else None
-            return State(values["version"], values["generation"], rows, tokens)
-        except KeyError as exc:
-            raise IndexDamaged(f"the catalogue has lost its counter {exc}; delete the index and index again") from exc
-
-    def _token_format(self) -> TokenFormat | None:
-        found = self._connection.execute(sa.select(TOKEN_FORMAT)).first()
-        if found is None:
-            return None
-        fingerprint, name, count, width = found
-        try:
-            return TokenFormat(name, fingerprint, count, width)
-        except UsageError as exc:
-            raise IndexDamaged(f"the catalogue tells of impossible image tokens: {exc}") from exc
-
-    def token_checksums(self, rows: Sequence[int] | None = None) -> dict[int, int]:
-        """The checksums of image tokens by row, of all pictures that have some or of those at ``rows``.
-
-        The catalogue must know of tokens: ``state().tokens`` is not None.
-        """
-        query = sa.select(ITEMS.c.row, ITEMS.c.token_crc).where(
-            ITEMS.c.modality == Modality.IMAGE.value, ITEMS.c.token_crc.is_not(None)
-        )
-        if rows is None:
-            return dict(self._connection.execute(query).all())
-        checksums: dict[int, int] = {}
-        for chunk in _chunks(rows):
-            checksums.update(self._connection.execute(query.where(ITEMS.c.row.in_(chunk))).all())
-        return checksums
-
-    def rows_without_tokens(self) -> np.ndarray:
-        """Rows ``(R,)``, sorted, of the pictures that have no image tokens."""
-        rows = self.rows(Modality.IMAGE, Filter())
-        if self.state().tokens is None:
-            return rows
-        return np.setdiff1d(rows, np.fromiter(self.token_checksums(), dtype=np.int64))
-
-    def stamps(self, under: Sequence[str]) -> dict[str, Stamp]:
-        """What is known of every file at or below the paths ``under``, skipped ones included."""
-        stamps: dict[str, Stamp] = {}
-        for chunk in _chunks(under, _UNDER_CHUNK):
-            for path, size, mtime_ns in self._connection.execute(
-                sa.select(SKIPPED.c.path, SKIPPED.c.size, SKIPPED.c.mtime_ns).where(_below(SKIPPED.c.path, chunk))
-            ):
-                stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, True)
-            columns = (ASSETS.c.path, ASSETS.c.id, ASSETS.c.size, ASSETS.c.mtime_ns, ASSETS.c.complete)
-            for path, asset_id, size, mtime_ns, complete in self._connection.execute(
-                sa.select(*columns).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
-            ):
-                stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, complete)
-        return stamps
-
-    def digests(self) -> set[bytes]:
-        """The content digests of all complete assets."""
-        return set(self._connection.scalars(sa.select(ASSETS.c.digest).where(ASSETS.c.complete)))
-
-    def assets_with_digest(self, digest: bytes) -> list[tuple[int, Asset]]:
-        """Complete assets with this content, oldest first, each with its number."""
-        where = (ASSETS.c.digest == digest) & ASSETS.c.complete
-        found = self._connection.execute(sa.select(ASSETS).where(where).order_by(ASSETS.c.id))
-        return [(row.id, _asset(row)) for row in found]
-
-    def asset_ids(self, *, under: Sequence[str] = (), keys: Sequence[str] = ()) -> list[int]:
-        """Numbers of the assets at or below the paths ``under``, or with one of the callers' ``keys``, sorted."""
-        ids: set[int] = set()
-        for chunk in _chunks(under, _UNDER_CHUNK):
-            query = sa.select(ASSETS.c.id).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
-            ids.update(self._connection.scalars(query))
-        for chunk in _chunks(keys):
-            ids.update(self._connection.scalars(sa.select(ASSETS.c.id).where(ASSETS.c.key.in_(chunk))))
-        return sorted(ids)
-
-    def asset(self, asset_id: int) -> Asset:
-        """The asset with this number."""
-        return _asset(self._connection.execute(sa.select(ASSETS).where(ASSETS.c.id == asset_id)).one())
-
-    def asset_items(self, asset_id: int) -> list[NewItem]:
-        """The items of one asset in their order, each with the row of its vector; for whoever writes."""
-        rows = self._connection.execute(sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal))
-        return [NewItem(r.ordinal, Modality(r.modality), r.row, r.crc, _span(r), r.text, r.token_crc) for r in rows]
-
-    def rows(self, modality: Modality, where: Filter) -> np.ndarray:
-        """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
-        query = sa.select(ITEMS.c.row).join(ASSETS).where(ITEMS.c.modality == modality.value)
-        when = sa.func.coalesce(ASSETS.c.taken, ASSETS.c.mtime_ns / 1e9)
-        if where.after is not None:
-            query = query.where(when >= where.after)
-        if where.before is not None:
-            query = query.where(when < where.before)
-        if not where.under:
-            return np.fromiter(self._connection.scalars(query.order_by(ITEMS.c.row)), dtype=np.int64)
-        rows: set[int] = set()
-        for chunk in _chunks(where.under, _UNDER_CHUNK):
-            below = query.where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
-            rows.update(self._connection.scalars(below))
-        return np.array(sorted(rows), dtype=np.int64)
-
-    def rows_from_memory(self, modality: Modality) -> np.ndarray:
-        """Rows ``(R,)``, sorted, of the items that belong to no file."""
-        query = sa.select(ITEMS.c.row).join(ASSETS).where(ITEMS.c.modality == modality.value, ASSETS.c.key.is_not(None))
-        return np.fromiter(self._connection.scalars(query.order_by(ITEMS.c.row)), dtype=np.int64)
-
-    def freed(self, modality: Modality, *, erased: bool | None = None) -> np.ndarray:
-        """Rows ``(R,)``, sorted, that belong to nothing; with ``erased`` only those that are, or are not yet, zeros."""
-        query = sa.select(FREED.c.row).where(FREED.c.modality == modality.value)
-        if erased is not None:
-            query = query.where(FREED.c.erased == erased)
-        return np.fromiter(self._connection.scalars(query.order_by(FREED.c.row)), dtype=np.int64)
-
-    def items_at(self, modality: Modality, rows: Sequence[int]) -> dict[int, Item]:
-        """The items whose vectors stand at ``rows``, by row."""
-        items: dict[int, Item] = {}
-        assets: dict[int, Asset] = {}
-        for chunk in _chunks(rows):
-            query = sa.select(*_ITEM).where(ITEMS.c.modality == modality.value, ITEMS.c.row.in_(chunk))
-            found = self._connection.execute(query).all()
-            wanted = sorted({r.asset_id for r in found} - assets.keys())
-            for part in _chunks(wanted):
-                for asset in self._connection.execute(sa.select(ASSETS).where(ASSETS.c.id.in_(part))):
-                    assets[asset.id] = _asset(asset)
-            for r in found:
-                items[r.row] = Item(r.id, assets[r.asset_id], modality, _span(r), r.text)
-        return items
-
-    def item_rows(self) -> Iterator[ItemRow]:
-        """Every item as the vector files see it, in the order of their rows."""
-        columns = (ITEMS.c.id, ITEMS.c.asset_id, ITEMS.c.modality, ITEMS.c.row, ITEMS.c.crc)
-        for r in self._connection.execute(sa.select(*columns).order_by(ITEMS.c.modality, ITEMS.c.row)):
-            yield ItemRow(r.id, r.asset_id, Modality(r.modality), r.row, r.crc)
-
-    def skipped(self) -> list[Skipped]:
-        """Every file that was not taken, with the reason, in the order of their names."""
-        query = sa.select(SKIPPED.c.path, SKIPPED.c.reason).order_by(SKIPPED.c.path)
-        return [Skipped(os.fsdecode(path), reason) for path, reason in self._connection.execute(query)]
-
-    def counts(self) -> dict[str, int]:
-        """How many assets and items there are of each modality: ``assets:image``, ``items:image``, …"""
-        counts = {f"{table.name}:{m}": 0 for table in (ASSETS, ITEMS) for m in Modality}
-        for table in (ASSETS, ITEMS):
-            query = sa.select(table.c.modality, sa.func.count()).group_by(table.c.modality)
-            for modality, count in self._connection.execute(query):
-                counts[f"{table.name}:{modality}"] = count
-        return counts
-
-    def empty_assets(self) -> list[int]:
-        """Assets that say they are complete and have no item."""
-        empty = ~sa.exists().where(ITEMS.c.asset_id == ASSETS.c.id)
-        return sorted(self._connection.scalars(sa.select(ASSETS.c.id).where(ASSETS.c.complete, empty)))
-
-    def asset_names(self, asset_ids: Sequence[int]) -> dict[int, tuple[str, str | None]]:
-        """Path and key of these assets, by number."""
-        names: dict[int, tuple[str, str | None]] = {}
-        for chunk in _chunks(asset_ids):
-            query = sa.select(ASSETS.c.id, ASSETS.c.path, ASSETS.c.key).where(ASSETS.c.id.in_(chunk))
-            for asset_id, path, key in self._connection.execute(query):
-                names[asset_id] = (os.fsdecode(path or b""), key)
-        return names
-
-    def integrity(self) -> list[str]:
-        """What SQLite itself finds wrong with the file; empty when it is sound."""
-        lines = [str(line) for (line,) in self._connection.exec_driver_sql("PRAGMA integrity_check(20)")]
-        dangling = self._connection.exec_driver_sql("PRAGMA foreign_key_check")
-        lines += [f"broken reference: {tuple(row)}" for row in dangling]
-        return [line for line in lines if line != "ok"]
+            raise translate(exc, self.path) from exc
 
 
 class Writer(Reader):
-    """Changes to the catalogue, all within one transaction."""
+    """Changes to the catalogue, all within one transaction; what is read through it sees them."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(_plain(connection))
+        self._connection = connection
 
     def initialise(self) -> None:
         """Set the counters of a new catalogue; an initialised one stays as it is."""
@@ -448,7 +252,7 @@ class Writer(Reader):
     def remove_assets(self, asset_ids: Sequence[int]) -> dict[Modality, list[int]]:
         """Delete assets with their items; return the rows that are now free, which must be erased."""
         freed: dict[Modality, list[int]] = {}
-        for chunk in _chunks(asset_ids):
+        for chunk in chunks(asset_ids):
             query = sa.select(ITEMS.c.modality, ITEMS.c.row).where(ITEMS.c.asset_id.in_(chunk))
             for modality, row in self._connection.execute(query):
                 freed.setdefault(Modality(modality), []).append(row)
@@ -470,7 +274,7 @@ class Writer(Reader):
 
     def set_erased(self, modality: Modality, rows: Sequence[int]) -> None:
         """Say that the bytes of these freed rows are zeros."""
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows):
             where = (FREED.c.modality == modality.value) & FREED.c.row.in_(chunk)
             self._connection.execute(sa.update(FREED).where(where).values(erased=True))
 
@@ -482,14 +286,14 @@ class Writer(Reader):
 
     def forget_skipped(self, paths: Sequence[str]) -> None:
         """Forget files that were skipped: they are gone, or taken now."""
-        for chunk in _chunks([os.fsencode(path) for path in paths]):
+        for chunk in chunks([os.fsencode(path) for path in paths]):
             self._connection.execute(sa.delete(SKIPPED).where(SKIPPED.c.path.in_(chunk)))
 
     def forget_skipped_under(self, under: Sequence[str]) -> int:
         """Forget the skipped files at or below the paths ``under``; return how many there were."""
         return sum(
             self._connection.execute(sa.delete(SKIPPED).where(_below(SKIPPED.c.path, chunk))).rowcount
-            for chunk in _chunks(under, _UNDER_CHUNK)
+            for chunk in chunks(under, UNDER_CHUNK)
         )
 
     def renumber(self, modality: Modality, rows: Sequence[tuple[int, int]]) -> None:
@@ -501,56 +305,35 @@ class Writer(Reader):
         self._connection.execute(sa.delete(FREED).where(FREED.c.modality == modality.value))
 
 
+def _plain(connection: Connection) -> sqlite3.Connection:
+    """What SQLAlchemy's connection is made of: the same transaction."""
+    plain = connection.connection.dbapi_connection
+    assert isinstance(plain, sqlite3.Connection)
+    return plain
+
+
 def _migrate(connection: Connection) -> None:
     """Bring a catalogue of an older schema to this one, in the transaction that is open."""
     if "token_crc" not in {column["name"] for column in sa.inspect(connection).get_columns("items")}:
         connection.exec_driver_sql("ALTER TABLE items ADD COLUMN token_crc BIGINT")
-        older = (META.c.name == "schema") & (META.c.value < _FIRST_WITH_TOKENS)
-        connection.execute(sa.update(META).where(older).values(value=_FIRST_WITH_TOKENS))
+        older = (META.c.name == "schema") & (META.c.value < FIRST_WITH_TOKENS)
+        connection.execute(sa.update(META).where(older).values(value=FIRST_WITH_TOKENS))
 
 
-def _on_connect_reader(connection: Any, _record: object) -> None:
+def _on_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions are begun in words, see the begin event
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _on_connect_writer(connection: Any, record: object) -> None:
-    _on_connect_reader(connection, record)
-    cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # what was committed is there after a power cut
     cursor.execute("PRAGMA secure_delete = ON")  # the text of a removed file leaves the disk too
     cursor.close()
 
 
-def _quote(path: Path) -> str:
-    """A path inside a SQLite URI."""
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
 def _below(column: sa.Column[Any], paths: Sequence[str]) -> sa.ColumnElement[bool]:
     """Whether a path column is one of ``paths`` or lies below it, as ranges that the index on the column serves."""
-    clauses: list[sa.ColumnElement[bool]] = []
-    for path in paths:
-        name = os.fsencode(path).rstrip(b"/")
-        clauses.append(column == (name or b"/"))
-        clauses.append(sa.and_(column >= name + b"/", column < name + b"0"))  # "0" is the byte after "/"
-    return sa.or_(sa.false(), *clauses)
-
-
-def _asset(row: Any) -> Asset:
-    return Asset(
-        path=os.fsdecode(row.path) if row.path is not None else "",
-        modality=Modality(row.modality),
-        size=row.size,
-        mtime_ns=row.mtime_ns,
-        digest=row.digest,
-        taken=row.taken,
-        key=row.key,
-        metadata=json.loads(row.metadata) if row.metadata else {},
-    )
+    below = [(column == name) | ((column >= first) & (column < end)) for name, first, end in ranges(paths)]
+    return sa.or_(sa.false(), *below)
 
 
 def _asset_values(asset: Asset) -> dict[str, Any]:
@@ -564,26 +347,3 @@ def _asset_values(asset: Asset) -> dict[str, Any]:
         "taken": asset.taken,
         "metadata": json.dumps(dict(asset.metadata)) if asset.metadata else None,
     }
-
-
-def _span(row: Any) -> Span | None:
-    return None if row.first_line is None else Span(row.first_line, row.last_line)
-
-
-def _chunks(values: Sequence[Any], size: int = _IN_CHUNK) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
-
-
-def _translate(exc: Exception, path: Path) -> StorageError:
-    """An error of the database in words: what happened, to which file, what to do."""
-    words = str(getattr(exc, "orig", None) or exc)
-    if "readonly" in words or "unable to open" in words:
-        return StorageError(f"cannot write {path}: {words}; is the folder read-only, or somebody else's?")
-    if "disk is full" in words or "disk I/O error" in words:
-        return StorageError(f"cannot write {path}: {words}; free some space and run the same command again")
-    if "malformed" in words or "not a database" in words:
-        return IndexDamaged(f"{path} is damaged ({words}); delete the index folder and index again")
-    if "locked" in words:
-        return StorageError(f"{path} is locked by another program: {words}")
-    return StorageError(f"{path}: {words}")

@@ -22,19 +22,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from indexer.catalogue import Catalogue, Reader
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
+from indexer.reader import ReadCatalogue, Reader
 from indexer.records import State
 from indexer.tokens import TokenFile, token_checksum, token_path, unpack
 from indexer.types import Modality
 from indexer.vectors import VectorFile, vector_path
-from indexer.writer import IndexWriter, VerifyReport
+
+if TYPE_CHECKING:
+    from indexer.writer import IndexWriter
 
 FORMAT = 2
 
@@ -98,7 +101,7 @@ class Index:
         """Use ``open`` or ``create``."""
         self.folder = folder
         self.manifest = manifest
-        self.catalogue = Catalogue(folder / "catalogue.db", write=False)
+        self.catalogue = ReadCatalogue(folder / "catalogue.db")
         self._view: _View | None = None
         self._view_lock = threading.Lock()
 
@@ -128,6 +131,8 @@ class Index:
             UsageError: the folder holds something else.
             StorageError: it cannot be written.
         """
+        from indexer.catalogue import Catalogue
+
         ours = re.compile(r"catalogue\.db(-wal|-shm|-journal)?|lock|vectors|text|manifest\.json\.new")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +142,7 @@ class Index:
                     f"{folder} is not an index and not empty (it holds {foreign[0]!r}); name an empty or new folder"
                 )
             with _lock(folder):
-                catalogue = Catalogue(folder / "catalogue.db", write=True)
+                catalogue = Catalogue(folder / "catalogue.db")
                 try:
                     with catalogue.write() as writer:
                         writer.initialise()
@@ -209,8 +214,11 @@ class Index:
             IndexBusy: another process has it.
             StorageError: the folder cannot be written.
         """
+        from indexer.catalogue import Catalogue
+        from indexer.writer import IndexWriter
+
         with _lock(self.folder):
-            catalogue = Catalogue(self.folder / "catalogue.db", write=True)
+            catalogue = Catalogue(self.folder / "catalogue.db")
             try:
                 self._raise_format()
                 yield IndexWriter(self.folder, self.manifest.dim, catalogue)
@@ -275,7 +283,6 @@ def _lock(folder: Path) -> Iterator[None]:
 __all__ = [
     "Change",
     "Index",
-    "IndexWriter",
     "Manifest",
     "Piece",
     "Put",
@@ -283,5 +290,4 @@ __all__ = [
     "Restamp",
     "Skip",
     "Snapshot",
-    "VerifyReport",
 ]

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
-    from indexer.index import VerifyReport
     from indexer.pipeline import Addition, Progress
     from indexer.types import Asset, Item, Modality, Skipped, Span, TokensReport, UpdateReport
+    from indexer.writer import VerifyReport
     from mmsearch.library import Library, Status, open
     from mmsearch.query import Query, parse_query
     from mmsearch.rerank import Reranker
@@ -65,7 +65,7 @@ _HOME = {
     "TokensReport": "indexer.types",
     "UpdateReport": "indexer.types",
     "UsageError": "indexer.errors",
-    "VerifyReport": "indexer.index",
+    "VerifyReport": "indexer.writer",
     "open": "mmsearch.library",
     "parse_query": "mmsearch.query",
 }

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
-from indexer.encoders import Encoder
 from indexer.embedding import check_same_model
+from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
 from indexer.errors import ModelMismatch, NoIndex, UsageError
 from indexer.index import Index

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from indexer.catalogue import Filter
 from indexer.errors import UsageError
+from indexer.records import Filter
 from indexer.types import Modality
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from colour_encoder import ColourCompressor, PatchColourEncoder
 
-from indexer.index import Change, Index, IndexWriter, Put
+from indexer.index import Change, Index, Put
 from indexer.pipeline import add_tokens, update
+from indexer.writer import IndexWriter
 
 _apply = IndexWriter.apply
 _put_tokens = IndexWriter.put_tokens

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from PIL import Image
 
-from indexer.catalogue import Filter
 from indexer.errors import UsageError
+from indexer.records import Filter
 from indexer.types import Modality
 from mmsearch.query import Query, least_shown, parse_query, parse_time
 

@@ -26,7 +26,7 @@ from indexer.embedding import Embed, embedding
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
 from indexer.errors import DecodeError, StorageError, UsageError
-from indexer.index import Index, IndexWriter, Piece, Put, Skip, Snapshot
+from indexer.index import Index, Piece, Put, Skip, Snapshot
 from indexer.pipeline import IMAGE_BATCH
 from indexer.tokens import Compressor
 from indexer.types import Asset, Item, Modality, Skipped
@@ -35,6 +35,7 @@ from mmsearch.rerank.load import check_reads, load_reranker
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from indexer.writer import IndexWriter
     from mmsearch.datasets import Captioned, Picture
     from mmsearch.library import Library
     from mmsearch.rerank import Reranker

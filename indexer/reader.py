@@ -1,0 +1,338 @@
+"""Reading the catalogue: plain SQL over Python's sqlite3, because a question must not wait for SQLAlchemy's import.
+
+What is written, and the tables themselves, are in ``indexer.catalogue``, whose writer reads by the same class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indexer.errors import IndexDamaged, StorageError, UsageError
+from indexer.records import Filter, ItemRow, NewItem, Stamp, State
+from indexer.tokens import TokenFormat
+from indexer.types import Asset, Item, Modality, Skipped, Span
+
+SCHEMA_VERSION = 2
+FIRST_WITH_TOKENS = 2
+"""A catalogue of schema 1 knows nothing of tokens: it is read as one without any, and migrated by the first writer."""
+
+IN_CHUNK = 500
+"""Values in one IN (...): SQLite allows 999 parameters in its older builds."""
+UNDER_CHUNK = 100
+"""Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
+BUSY_SECONDS = 30
+_ASSET = 'id, path, "key", modality, size, mtime_ns, digest, taken, metadata'
+_PLACE = "first_line, last_line"
+"""Where in its file an item stands; see ``_span``."""
+
+
+class ReadCatalogue:
+    """One database, opened for reading; thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is opened before the first ``read``."""
+        self.path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A view of one moment: everything read through it belongs together.
+
+        Raises:
+            StorageError: the database cannot be opened or read.
+        """
+        connection = None
+        try:
+            connection = self._connection()
+            connection.execute("BEGIN")
+            yield Reader(connection)
+            connection.execute("ROLLBACK")
+            with self._lock:
+                self._idle.append(connection)
+            connection = None
+        except sqlite3.Error as exc:
+            raise translate(exc, self.path) from exc
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _connection(self) -> sqlite3.Connection:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        # A folder that may not be written (a read-only disk, somebody else's index) cannot hold the shared memory file
+        # of a WAL database. With no log to replay the database is read as it stands.
+        log = self.path.with_name(self.path.name + "-wal")
+        writable = os.access(self.path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+        settled = not writable and not (log.exists() and log.stat().st_size)
+        name = str(self.path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        address = f"file:{name}?{'immutable=1' if settled else 'mode=ro'}"
+        return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+class Reader:
+    """Questions to the catalogue at one moment: the transaction that is open on ``connection``."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._plain = connection
+
+    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._plain.execute(query, values).fetchall()
+
+    def _column(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        return [row[0] for row in self._plain.execute(query, values)]
+
+    def state(self) -> State:
+        """The counters.
+
+        Raises:
+            IndexDamaged: they are missing, so the database was not finished or was tampered with.
+        """
+        values = dict(self._all("SELECT name, value FROM meta"))
+        try:
+            if not 1 <= values["schema"] <= SCHEMA_VERSION:
+                raise IndexDamaged(
+                    f"the catalogue has schema {values['schema']}, this version of mmsearch reads {SCHEMA_VERSION}; "
+                    "update mmsearch"
+                )
+            rows = {m: values.get(f"rows:{m}", 0) for m in Modality}
+            tokens = self._token_format() if values["schema"] >= FIRST_WITH_TOKENS else None
+            return State(values["version"], values["generation"], rows, tokens)
+        except KeyError as exc:
+            raise IndexDamaged(f"the catalogue has lost its counter {exc}; delete the index and index again") from exc
+
+    def _token_format(self) -> TokenFormat | None:
+        found = self._all("SELECT name, fingerprint, count, width FROM token_format LIMIT 1")
+        try:
+            return TokenFormat(*found[0]) if found else None
+        except UsageError as exc:
+            raise IndexDamaged(f"the catalogue tells of impossible image tokens: {exc}") from exc
+
+    def token_checksums(self, rows: Sequence[int] | None = None) -> dict[int, int]:
+        """The checksums of image tokens by row, of all pictures that have some or of those at ``rows``.
+
+        The catalogue must know of tokens: ``state().tokens`` is not None.
+        """
+        query = 'SELECT "row", token_crc FROM items WHERE modality = ? AND token_crc IS NOT NULL'
+        if rows is None:
+            return dict(self._all(query, (Modality.IMAGE.value,)))
+        checksums: dict[int, int] = {}
+        for chunk in chunks(rows):
+            checksums.update(self._all(f'{query} AND "row" IN {_marks(chunk)}', (Modality.IMAGE.value, *chunk)))
+        return checksums
+
+    def rows_without_tokens(self) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the pictures that have no image tokens."""
+        rows = self.rows(Modality.IMAGE, Filter())
+        if self.state().tokens is None:
+            return rows
+        return np.setdiff1d(rows, np.fromiter(self.token_checksums(), dtype=np.int64))
+
+    def stamps(self, under: Sequence[str]) -> dict[str, Stamp]:
+        """What is known of every file at or below the paths ``under``, skipped ones included."""
+        stamps: dict[str, Stamp] = {}
+        for chunk in chunks(under, UNDER_CHUNK):
+            where, values = _below("path", chunk)
+            for path, size, mtime_ns in self._all(f"SELECT path, size, mtime_ns FROM skipped WHERE {where}", values):
+                stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, True)
+            query = f"SELECT path, id, size, mtime_ns, complete FROM assets WHERE {where}"
+            for path, asset_id, size, mtime_ns, complete in self._all(query, values):
+                stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, bool(complete))
+        return stamps
+
+    def digests(self) -> set[bytes]:
+        """The content digests of all complete assets."""
+        return set(self._column("SELECT digest FROM assets WHERE complete"))
+
+    def assets_with_digest(self, digest: bytes) -> list[tuple[int, Asset]]:
+        """Complete assets with this content, oldest first, each with its number."""
+        found = self._all(f"SELECT {_ASSET} FROM assets WHERE digest = ? AND complete ORDER BY id", (digest,))
+        return [(row[0], _asset(row)) for row in found]
+
+    def asset_ids(self, *, under: Sequence[str] = (), keys: Sequence[str] = ()) -> list[int]:
+        """Numbers of the assets at or below the paths ``under``, or with one of the callers' ``keys``, sorted."""
+        ids: set[int] = set()
+        for chunk in chunks(under, UNDER_CHUNK):
+            where, values = _below("path", chunk)
+            ids.update(self._column(f"SELECT id FROM assets WHERE {where}", values))
+        for chunk in chunks(keys):
+            ids.update(self._column(f'SELECT id FROM assets WHERE "key" IN {_marks(chunk)}', chunk))
+        return sorted(ids)
+
+    def asset(self, asset_id: int) -> Asset:
+        """The asset with this number."""
+        return _asset(self._all(f"SELECT {_ASSET} FROM assets WHERE id = ?", (asset_id,))[0])
+
+    def asset_items(self, asset_id: int) -> list[NewItem]:
+        """The items of one asset in their order, each with the row of its vector; for whoever writes."""
+        query = (
+            f'SELECT ordinal, modality, "row", crc, text, token_crc, {_PLACE} FROM items WHERE asset_id = ? '
+            "ORDER BY ordinal"
+        )
+        return [
+            NewItem(ordinal, Modality(modality), row, crc, _span(place), text, token_crc)
+            for ordinal, modality, row, crc, text, token_crc, *place in self._all(query, (asset_id,))
+        ]
+
+    def rows(self, modality: Modality, where: Filter) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
+        if where.is_open:
+            return self._rows('SELECT "row" FROM items WHERE modality = ? ORDER BY "row"', (modality.value,))
+        query = 'SELECT i."row" FROM items AS i JOIN assets AS a ON a.id = i.asset_id WHERE i.modality = ?'
+        values: list[Any] = [modality.value]
+        for sign, moment in ((">=", where.after), ("<", where.before)):
+            if moment is not None:
+                query += f" AND coalesce(a.taken, a.mtime_ns / 1e9) {sign} ?"
+                values.append(moment)
+        if not where.under:
+            return self._rows(f'{query} ORDER BY i."row"', values)
+        rows: set[int] = set()
+        for chunk in chunks(where.under, UNDER_CHUNK):
+            below, paths = _below("a.path", chunk)
+            rows.update(self._column(f"{query} AND {below}", [*values, *paths]))
+        return np.array(sorted(rows), dtype=np.int64)
+
+    def _rows(self, query: str, values: Sequence[Any]) -> np.ndarray:
+        return np.fromiter((row for (row,) in self._plain.execute(query, values)), dtype=np.int64)
+
+    def rows_from_memory(self, modality: Modality) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the items that belong to no file."""
+        query = 'SELECT i."row" FROM items AS i JOIN assets AS a ON a.id = i.asset_id WHERE i.modality = ?'
+        return self._rows(f'{query} AND a."key" IS NOT NULL ORDER BY i."row"', (modality.value,))
+
+    def freed(self, modality: Modality, *, erased: bool | None = None) -> np.ndarray:
+        """Rows ``(R,)``, sorted, that belong to nothing; with ``erased`` only those that are, or are not yet, zeros."""
+        query, values = (
+            'SELECT "row" FROM freed WHERE modality = ?',
+            [modality.value, *([] if erased is None else [erased])],
+        )
+        return self._rows(f'{query}{"" if erased is None else " AND erased = ?"} ORDER BY "row"', values)
+
+    def items_at(self, modality: Modality, rows: Sequence[int]) -> dict[int, Item]:
+        """The items whose vectors stand at ``rows``, by row."""
+        items: dict[int, Item] = {}
+        assets: dict[int, Asset] = {}
+        for chunk in chunks(rows):
+            query = (
+                f'SELECT id, asset_id, "row", text, {_PLACE} FROM items WHERE modality = ? AND "row" IN {_marks(chunk)}'
+            )
+            found = self._all(query, (modality.value, *chunk))
+            for part in chunks(sorted({asset_id for _, asset_id, *_ in found} - assets.keys())):
+                for asset in self._all(f"SELECT {_ASSET} FROM assets WHERE id IN {_marks(part)}", part):
+                    assets[asset[0]] = _asset(asset)
+            for item_id, asset_id, row, text, *place in found:
+                items[row] = Item(item_id, assets[asset_id], modality, _span(place), text)
+        return items
+
+    def item_rows(self) -> Iterator[ItemRow]:
+        """Every item as the vector files see it, in the order of their rows."""
+        query = 'SELECT id, asset_id, modality, "row", crc FROM items ORDER BY modality, "row"'
+        for item_id, asset_id, modality, row, crc in self._plain.execute(query):
+            yield ItemRow(item_id, asset_id, Modality(modality), row, crc)
+
+    def skipped(self) -> list[Skipped]:
+        """Every file that was not taken, with the reason, in the order of their names."""
+        found = self._all("SELECT path, reason FROM skipped ORDER BY path")
+        return [Skipped(os.fsdecode(path), reason) for path, reason in found]
+
+    def counts(self) -> dict[str, int]:
+        """How many assets and items there are of each modality: ``assets:image``, ``items:image``, …"""
+        counts = {f"{table}:{m}": 0 for table in ("assets", "items") for m in Modality}
+        for table in ("assets", "items"):
+            for modality, count in self._all(f"SELECT modality, count(*) FROM {table} GROUP BY modality"):
+                counts[f"{table}:{modality}"] = count
+        return counts
+
+    def empty_assets(self) -> list[int]:
+        """Assets that say they are complete and have no item."""
+        query = "SELECT id FROM assets WHERE complete AND NOT EXISTS (SELECT 1 FROM items WHERE asset_id = assets.id)"
+        return sorted(self._column(query))
+
+    def asset_names(self, asset_ids: Sequence[int]) -> dict[int, tuple[str, str | None]]:
+        """Path and key of these assets, by number."""
+        names: dict[int, tuple[str, str | None]] = {}
+        for chunk in chunks(asset_ids):
+            query = f'SELECT id, path, "key" FROM assets WHERE id IN {_marks(chunk)}'
+            for asset_id, path, key in self._all(query, chunk):
+                names[asset_id] = (os.fsdecode(path or b""), key)
+        return names
+
+    def integrity(self) -> list[str]:
+        """What SQLite itself finds wrong with the file; empty when it is sound."""
+        lines = [str(line) for line in self._column("PRAGMA integrity_check(20)")]
+        lines += [f"broken reference: {row}" for row in self._all("PRAGMA foreign_key_check")]
+        return [line for line in lines if line != "ok"]
+
+
+def chunks(values: Sequence[Any], size: int = IN_CHUNK) -> Iterator[Sequence[Any]]:
+    """``values`` in parts that one statement can take."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def ranges(paths: Sequence[str]) -> list[tuple[bytes, bytes, bytes]]:
+    """For each path the name itself, and the first and the end of the names below it: an index on names serves that."""
+    names = [os.fsencode(path).rstrip(b"/") for path in paths]
+    return [(name or b"/", name + b"/", name + b"0") for name in names]  # "0" is the byte after "/"
+
+
+def _below(column: str, paths: Sequence[str]) -> tuple[str, list[bytes]]:
+    """Whether a path column is one of ``paths`` or lies below it, and the values for that."""
+    one = f"{column} = ? OR {column} >= ? AND {column} < ?"
+    return f"({' OR '.join([one] * len(paths))})", [value for names in ranges(paths) for value in names]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return f"({','.join('?' * len(values))})"
+
+
+def _asset(row: Sequence[Any]) -> Asset:
+    """An asset from the columns ``_ASSET``."""
+    _, path, key, modality, size, mtime_ns, digest, taken, metadata = row
+    return Asset(
+        path=os.fsdecode(path) if path is not None else "",
+        modality=Modality(modality),
+        size=size,
+        mtime_ns=mtime_ns,
+        digest=digest,
+        taken=taken,
+        key=key,
+        metadata=json.loads(metadata) if metadata else {},
+    )
+
+
+def _span(place: Sequence[Any]) -> Span | None:
+    """A span from the columns ``_PLACE``."""
+    first_line, last_line = place
+    return None if first_line is None else Span(first_line, last_line)
+
+
+def translate(exc: Exception, path: Path) -> StorageError:
+    """An error of the database in words: what happened, to which file, what to do."""
+    words = str(getattr(exc, "orig", None) or exc)
+    if "readonly" in words or "unable to open" in words:
+        return StorageError(f"cannot write {path}: {words}; is the folder read-only, or somebody else's?")
+    if "disk is full" in words or "disk I/O error" in words:
+        return StorageError(f"cannot write {path}: {words}; free some space and run the same command again")
+    if "malformed" in words or "not a database" in words:
+        return IndexDamaged(f"{path} is damaged ({words}); delete the index folder and index again")
+    if "locked" in words:
+        return StorageError(f"{path} is locked by another program: {words}")
+    return StorageError(f"{path}: {words}")
