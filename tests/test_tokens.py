@@ -195,6 +195,7 @@ def test_an_index_without_a_format_has_no_tokens_and_takes_none(tmp_path: Path) 
         assert [path.name for path in sorted((index.folder / "vectors").iterdir())] == [
             "image-00001.f32",
             "text-00001.f32",
+            "video-00001.f32",
         ]
         assert writer.verify().sound
 
