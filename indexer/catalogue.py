@@ -19,6 +19,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from indexer.reader import (
     BUSY_SECONDS,
-    FIRST_WITH_TOKENS,
     SCHEMA_VERSION,
     UNDER_CHUNK,
     Reader,
@@ -38,7 +38,7 @@ from indexer.reader import (
 )
 from indexer.records import NewItem
 from indexer.tokens import TokenFormat
-from indexer.types import Asset, Modality
+from indexer.types import Asset, Modality, Span
 
 _METADATA = sa.MetaData()
 
@@ -84,6 +84,12 @@ ITEMS = sa.Table(
     sa.Column("last_line", sa.Integer),
     sa.Column("text", sa.Text),
     sa.Column("token_crc", sa.BigInteger),
+    sa.Column("page", sa.Integer),
+    sa.Column("start", sa.Float),
+    sa.Column("end", sa.Float),
+    sa.Column("best", sa.Float),
+    sa.Column("box", sa.Text),
+    sa.Column("source", sa.String(12)),
     sa.UniqueConstraint("modality", "row"),
     sa.UniqueConstraint("asset_id", "ordinal"),
     sqlite_autoincrement=True,
@@ -223,11 +229,11 @@ class Writer(Reader):
                     "modality": item.modality.value,
                     "row": item.row,
                     "crc": item.crc,
-                    "first_line": item.span and item.span.first_line,
-                    "last_line": item.span and item.span.last_line,
                     "text": item.text,
+                    "source": item.source,
                     "token_crc": item.token_crc,
                 }
+                | _span_values(item.span or Span())
                 for item in items
             ],
         )
@@ -239,11 +245,11 @@ class Writer(Reader):
         self._connection.execute(sa.insert(TOKEN_FORMAT).values(values))
         self._connection.execute(sa.update(ITEMS).where(ITEMS.c.token_crc.is_not(None)).values(token_crc=None))
 
-    def set_token_checksums(self, checksums: Mapping[int, int | None]) -> None:
-        """Say of the pictures at these rows which tokens they have; None for none."""
+    def set_token_checksums(self, modality: Modality, checksums: Mapping[int, int | None]) -> None:
+        """Say of the items of one modality at these rows which tokens they have; None for none."""
         statement = (
             sa.update(ITEMS)
-            .where(ITEMS.c.modality == Modality.IMAGE.value, ITEMS.c.row == sa.bindparam("b_row"))
+            .where(ITEMS.c.modality == modality.value, ITEMS.c.row == sa.bindparam("b_row"))
             .values(token_crc=sa.bindparam("b_crc"))
         )
         if checksums:
@@ -314,10 +320,13 @@ def _plain(connection: Connection) -> sqlite3.Connection:
 
 def _migrate(connection: Connection) -> None:
     """Bring a catalogue of an older schema to this one, in the transaction that is open."""
-    if "token_crc" not in {column["name"] for column in sa.inspect(connection).get_columns("items")}:
-        connection.exec_driver_sql("ALTER TABLE items ADD COLUMN token_crc BIGINT")
-        older = (META.c.name == "schema") & (META.c.value < FIRST_WITH_TOKENS)
-        connection.execute(sa.update(META).where(older).values(value=FIRST_WITH_TOKENS))
+    there = {column["name"] for column in sa.inspect(connection).get_columns("items")}
+    for column in ITEMS.c:
+        if column.name not in there:
+            declared = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE items ADD COLUMN {declared}")
+    older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
+    connection.execute(sa.update(META).where(older).values(value=SCHEMA_VERSION))
 
 
 def _on_connect(connection: Any, _record: object) -> None:
@@ -347,3 +356,7 @@ def _asset_values(asset: Asset) -> dict[str, Any]:
         "taken": asset.taken,
         "metadata": json.dumps(dict(asset.metadata)) if asset.metadata else None,
     }
+
+
+def _span_values(span: Span) -> dict[str, Any]:
+    return asdict(span) | {"box": json.dumps(span.box) if span.box else None}

@@ -21,9 +21,11 @@ from indexer.records import Filter, ItemRow, NewItem, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
 
-SCHEMA_VERSION = 2
-FIRST_WITH_TOKENS = 2
+SCHEMA_VERSION = 3
+_FIRST_WITH_TOKENS = 2
 """A catalogue of schema 1 knows nothing of tokens: it is read as one without any, and migrated by the first writer."""
+_FIRST_WITH_PLACES = 3
+"""Before this one, a piece is a whole picture or some lines of a text."""
 
 IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
@@ -31,8 +33,9 @@ UNDER_CHUNK = 100
 """Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
 BUSY_SECONDS = 30
 _ASSET = 'id, path, "key", modality, size, mtime_ns, digest, taken, metadata'
-_PLACE = "first_line, last_line"
+_PLACE = 'first_line, last_line, page, start, "end", best, box'
 """Where in its file an item stands; see ``_span``."""
+_OLD_PLACE = "first_line, last_line, NULL, NULL, NULL, NULL, NULL"
 
 
 class ReadCatalogue:
@@ -113,7 +116,7 @@ class Reader:
                     "update mmsearch"
                 )
             rows = {m: values.get(f"rows:{m}", 0) for m in Modality}
-            tokens = self._token_format() if values["schema"] >= FIRST_WITH_TOKENS else None
+            tokens = self._token_format() if values["schema"] >= _FIRST_WITH_TOKENS else None
             return State(values["version"], values["generation"], rows, tokens)
         except KeyError as exc:
             raise IndexDamaged(f"the catalogue has lost its counter {exc}; delete the index and index again") from exc
@@ -125,25 +128,25 @@ class Reader:
         except UsageError as exc:
             raise IndexDamaged(f"the catalogue tells of impossible image tokens: {exc}") from exc
 
-    def token_checksums(self, rows: Sequence[int] | None = None) -> dict[int, int]:
-        """The checksums of image tokens by row, of all pictures that have some or of those at ``rows``.
+    def token_checksums(self, modality: Modality, rows: Sequence[int] | None = None) -> dict[int, int]:
+        """The checksums of image tokens by row, of all items of one modality that have some or of those at ``rows``.
 
         The catalogue must know of tokens: ``state().tokens`` is not None.
         """
         query = 'SELECT "row", token_crc FROM items WHERE modality = ? AND token_crc IS NOT NULL'
         if rows is None:
-            return dict(self._all(query, (Modality.IMAGE.value,)))
+            return dict(self._all(query, (modality.value,)))
         checksums: dict[int, int] = {}
         for chunk in chunks(rows):
-            checksums.update(self._all(f'{query} AND "row" IN {_marks(chunk)}', (Modality.IMAGE.value, *chunk)))
+            checksums.update(self._all(f'{query} AND "row" IN {_marks(chunk)}', (modality.value, *chunk)))
         return checksums
 
-    def rows_without_tokens(self) -> np.ndarray:
-        """Rows ``(R,)``, sorted, of the pictures that have no image tokens."""
-        rows = self.rows(Modality.IMAGE, Filter())
+    def rows_without_tokens(self, modality: Modality = Modality.IMAGE) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the pictures, or the clips, that have no image tokens."""
+        rows = self.rows(modality, Filter())
         if self.state().tokens is None:
             return rows
-        return np.setdiff1d(rows, np.fromiter(self.token_checksums(), dtype=np.int64))
+        return np.setdiff1d(rows, np.fromiter(self.token_checksums(modality), dtype=np.int64))
 
     def stamps(self, under: Sequence[str]) -> dict[str, Stamp]:
         """What is known of every file at or below the paths ``under``, skipped ones included."""
@@ -182,14 +185,25 @@ class Reader:
 
     def asset_items(self, asset_id: int) -> list[NewItem]:
         """The items of one asset in their order, each with the row of its vector; for whoever writes."""
-        query = (
-            f'SELECT ordinal, modality, "row", crc, text, token_crc, {_PLACE} FROM items WHERE asset_id = ? '
-            "ORDER BY ordinal"
-        )
+        columns = f'ordinal, modality, "row", crc, text, source, token_crc, {_PLACE}'
+        found = self._all(f"SELECT {columns} FROM items WHERE asset_id = ? ORDER BY ordinal", (asset_id,))
         return [
-            NewItem(ordinal, Modality(modality), row, crc, _span(place), text, token_crc)
-            for ordinal, modality, row, crc, text, token_crc, *place in self._all(query, (asset_id,))
+            NewItem(ordinal, Modality(modality), row, crc, _span(place), text, source, token_crc)
+            for ordinal, modality, row, crc, text, source, token_crc, *place in found
         ]
+
+    def last_item(self, asset_id: int) -> tuple[int, Span | None] | None:
+        """Place and span of the last stored item of an asset; None if it has none."""
+        query = f"SELECT ordinal, {_PLACE} FROM items WHERE asset_id = ? ORDER BY ordinal DESC LIMIT 1"
+        return next(((ordinal, _span(place)) for ordinal, *place in self._all(query, (asset_id,))), None)
+
+    def kinds_of(self, modality: Modality) -> frozenset[Modality]:
+        """What the files are that have items of ``modality``."""
+        query = (
+            "SELECT 1 FROM items AS i JOIN assets AS a ON a.id = i.asset_id WHERE i.modality = ? AND a.modality = ? "
+            "LIMIT 1"
+        )
+        return frozenset(kind for kind in Modality if self._all(query, (modality.value, kind.value)))
 
     def rows(self, modality: Modality, where: Filter) -> np.ndarray:
         """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
@@ -201,6 +215,9 @@ class Reader:
             if moment is not None:
                 query += f" AND coalesce(a.taken, a.mtime_ns / 1e9) {sign} ?"
                 values.append(moment)
+        if where.kinds:
+            query += f" AND a.modality IN {_marks(where.kinds)}"
+            values += [kind.value for kind in where.kinds]
         if not where.under:
             return self._rows(f'{query} ORDER BY i."row"', values)
         rows: set[int] = set()
@@ -229,16 +246,16 @@ class Reader:
         """The items whose vectors stand at ``rows``, by row."""
         items: dict[int, Item] = {}
         assets: dict[int, Asset] = {}
+        schema = self._column("SELECT value FROM meta WHERE name = 'schema'")[0]
+        place = f"source, {_PLACE}" if schema >= _FIRST_WITH_PLACES else f"NULL, {_OLD_PLACE}"
+        query = f'SELECT id, asset_id, "row", text, {place} FROM items WHERE modality = ? AND "row" IN '
         for chunk in chunks(rows):
-            query = (
-                f'SELECT id, asset_id, "row", text, {_PLACE} FROM items WHERE modality = ? AND "row" IN {_marks(chunk)}'
-            )
-            found = self._all(query, (modality.value, *chunk))
+            found = self._all(query + _marks(chunk), (modality.value, *chunk))
             for part in chunks(sorted({asset_id for _, asset_id, *_ in found} - assets.keys())):
                 for asset in self._all(f"SELECT {_ASSET} FROM assets WHERE id IN {_marks(part)}", part):
                     assets[asset[0]] = _asset(asset)
-            for item_id, asset_id, row, text, *place in found:
-                items[row] = Item(item_id, assets[asset_id], modality, _span(place), text)
+            for item_id, asset_id, row, text, source, *span in found:
+                items[row] = Item(item_id, assets[asset_id], modality, _span(span), text, source)
         return items
 
     def item_rows(self) -> Iterator[ItemRow]:
@@ -320,8 +337,9 @@ def _asset(row: Sequence[Any]) -> Asset:
 
 def _span(place: Sequence[Any]) -> Span | None:
     """A span from the columns ``_PLACE``."""
-    first_line, last_line = place
-    return None if first_line is None else Span(first_line, last_line)
+    *numbers, box = place
+    span = Span(*numbers, tuple(json.loads(box)) if box else None)
+    return None if span == Span() else span
 
 
 def translate(exc: Exception, path: Path) -> StorageError:
