@@ -21,8 +21,8 @@ def write(command: Any, name: str, parent: Any = None) -> None:
     context = command.make_context(name.split()[-1], [], parent=parent, resilient_parsing=True)
     depth = 1 + len(name.split())
     print(f"{'#' * depth} {name}\n\n```text\n{command.get_help(context).strip()}\n```\n")
-    for sub in getattr(command, "commands", {}).values():
-        write(sub, f"{name} {sub.name}", context)
+    for sub in command.list_commands(context) if hasattr(command, "list_commands") else ():
+        write(command.get_command(context, sub), f"{name} {sub}", context)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
@@ -277,6 +276,8 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the index for writing; the operating system lets go of it when the process dies."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / "lock", timeout=0)
     try:
         lock.acquire()

@@ -7,29 +7,53 @@ import os
 import shutil
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from indexer.errors import MmsearchError, NoIndex, UsageError
 from indexer.types import TokensReport, UpdateReport
-from mmsearch.datasets.command import app as data_app
-from mmsearch.evaluation.command import app as eval_app
-from mmsearch.training.command import app as train_app
 
+LATER = {
+    "data": "mmsearch.datasets.command",
+    "train": "mmsearch.training.command",
+    "eval": "mmsearch.evaluation.command",
+}
+"""Groups of commands by the module that has them, which is not imported before it is asked for."""
+
+
+class Commands(TyperGroup):
+    """The commands of this file and, when they are asked for, those of ``LATER``."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all, in the order in which help shows them."""
+        return [*super().list_commands(ctx), *LATER]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command or the group of this name; None if there is none."""
+        if cmd_name not in LATER:
+            return super().get_command(ctx, cmd_name)
+        parent = typer.Typer(**STYLE)
+        parent.add_typer(import_module(LATER[cmd_name]).app, name=cmd_name)
+        return typer.main.get_group(parent).commands[cmd_name]
+
+
+STYLE: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,  # plain help in a third of the time
+}
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help in a third of the time
+    **STYLE,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Search your own pictures and texts in words or with a picture.\n\n"
     "Example: mmsearch index ./photos, then mmsearch query 'a cat on a sofa'",
 )
-app.add_typer(data_app, name="data")
-app.add_typer(train_app, name="train")
-app.add_typer(eval_app, name="eval")
 
 IndexOption = Annotated[
     Path | None,

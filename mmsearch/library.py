@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import platformdirs
 
 from indexer.embedding import check_same_model
 from indexer.encoders import Encoder
@@ -78,7 +77,11 @@ class Status:
 def default_folder() -> Path:
     """Where the index lives when none is named: ``MMSEARCH_INDEX``, else the user's data folder."""
     named = os.environ.get("MMSEARCH_INDEX")
-    return Path(named) if named else Path(platformdirs.user_data_dir("mmsearch", appauthor=False)) / "index"
+    if named:
+        return Path(named)
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("mmsearch", appauthor=False)) / "index"
 
 
 def open(  # named as callers say it: mmsearch.open

@@ -360,8 +360,9 @@ class Searcher:
     def _search_kind(self, snapshot: Snapshot, answered: Modality, asked: Asked, k: int) -> _Found:
         """The ``k`` best items of one kind by their vectors."""
         store = snapshot.vectors[answered]
-        kinds = snapshot.kinds_of(answered)
-        if not kinds or (asked.query.kinds and kinds.isdisjoint(asked.query.kinds)):
+        # What kinds there are costs a look at every file, so only a question that is particular about them asks.
+        kinds = snapshot.kinds_of(answered) if asked.query.kinds else frozenset()
+        if not snapshot.state.rows[answered] or (asked.query.kinds and kinds.isdisjoint(asked.query.kinds)):
             return _Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, dtype=bool))
         wanted, unwanted, where = asked.wanted, asked.unwanted, asked.query.where
         if asked.query.kinds and not kinds <= set(asked.query.kinds):

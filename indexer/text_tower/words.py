@@ -6,7 +6,6 @@ those give, in the tests and whenever a tower is exported.
 
 from __future__ import annotations
 
-import html
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +42,8 @@ def is_plain(text: str) -> bool:
 
 def _repaired(text: str) -> str:
     if not is_plain(text):
+        import html
+
         import ftfy  # a tenth of a second, which a question in plain English need not wait for
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))

@@ -16,7 +16,6 @@ import numpy as np
 from indexer.encoders import Encoder, PatchEncoder
 from indexer.errors import ModelError
 from indexer.index import Snapshot
-from indexer.reading import IMAGE_BATCH
 from indexer.tokens import pack_checked, unpack
 from indexer.types import VISUAL, Item, Modality
 from mmsearch.calibration import line_for
@@ -62,6 +61,8 @@ class SecondStage:
 
         Its tokens are what the index would keep of it, so that a pair has one score, whichever side asks.
         """
+        from indexer.reading import IMAGE_BATCH  # and Pillow, which words do without
+
         compressor = self.reranker.compressor
         if compressor is None:
             rows = self.encoder.encode_images(images)
