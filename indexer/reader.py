@@ -337,8 +337,8 @@ def _asset(row: Sequence[Any]) -> Asset:
 
 def _span(place: Sequence[Any]) -> Span | None:
     """A span from the columns ``_PLACE``."""
-    *numbers, box = place
-    span = Span(*numbers, tuple(json.loads(box)) if box else None)
+    first_line, last_line, page, start, end, best, box = place
+    span = Span(first_line, last_line, page, start, end, best, tuple(json.loads(box)) if box else None)
     return None if span == Span() else span
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -74,6 +76,8 @@ RerankerOption = Annotated[
         metavar="NAME", help="A reranker's folder, or blip-itm-base-coco and such; else the one trained for the model."
     ),
 ]
+STDIN = "-"
+"""What stands for the questions of standard input."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -150,7 +154,12 @@ def index(
 
 @app.command()
 def query(
-    text: Annotated[str | None, typer.Argument(metavar="WORDS", help="What to look for.", show_default=False)] = None,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="WORDS", help="What to look for; - for many questions, a line each.", show_default=False
+        ),
+    ] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to look for; with words, both.")] = None,
     without: Annotated[
         list[str] | None, typer.Option("--not", metavar="WORDS", help="What must not be in it; repeatable.")
@@ -196,45 +205,100 @@ def query(
 
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one short question: threads would only wait for each other
+    for library_of_numpy in (
+        "OPENBLAS",
+        "MKL",
+        "VECLIB_MAXIMUM",
+    ):  # one short question: threads would only wait for each other
+        os.environ.setdefault(f"{library_of_numpy}_NUM_THREADS", "1")
     from mmsearch import present
 
     if null and not paths:
         raise UsageError("-0 goes with --paths")
     if json_ and paths:
         raise UsageError("--json and --paths exclude each other")
+    many = text == STDIN
+    if many and open_:
+        raise UsageError("--open goes with one question")
     with _open(index, model, device, reranker) as library:
-        hits = library.query(
-            text,
-            image=image,
-            without=without or (),
-            k=k,
-            kind=kind,
-            under=under or (),
-            after=after,
-            before=before,
-            min_prob=min_prob,
-            rerank=not no_rerank,
-            candidates=candidates,
-        )
-    if json_:
-        print(present.hits_json(hits))
-    elif paths:
-        sys.stdout.buffer.write(present.hits_paths(hits, end=b"\0" if null else b"\n"))
-    elif hits:
-        print(present.hits_table(hits, width=shutil.get_terminal_size((120, 24)).columns))
-    if text is not None and library.slower:
-        _say(f"words waited for torch, which is slower: {library.slower}")
-    if hits.not_reranked:
-        _say(f"not reranked: {hits.not_reranked}")
-    if hits.nothing_else_matches:
-        _say("nothing else matches" if hits else "nothing matches")
-    elif not hits:
-        _say("nothing found")
-    if hits and open_:
+
+        def ask(words: str | None) -> Any:
+            """Answer one question."""
+            hits = library.query(
+                words,
+                image=image,
+                without=without or (),
+                k=k,
+                kind=kind,
+                under=under or (),
+                after=after,
+                before=before,
+                min_prob=min_prob,
+                rerank=not no_rerank,
+                candidates=candidates,
+            )
+            if json_:
+                print(present.hits_line(hits, words) if many else present.hits_json(hits))
+            elif paths:
+                sys.stdout.buffer.write(present.hits_paths(hits, end=b"\0" if null else b"\n"))
+            else:
+                if many and not sys.stdin.isatty():
+                    print(f"{words}:")
+                if hits:
+                    print(present.hits_table(hits, width=shutil.get_terminal_size((120, 24)).columns))
+            sys.stdout.flush()
+            if hits.not_reranked:
+                _say(f"not reranked: {hits.not_reranked}")
+            if hits.nothing_else_matches:
+                _say("nothing else matches" if hits else "nothing matches")
+            elif not hits:
+                _say("nothing found")
+            return hits
+
+        if many:
+            _ask_many(ask)
+        else:
+            hits = ask(text)
+        if text is not None and library.slower:
+            _say(f"words waited for torch, which is slower: {library.slower}")
+    if not many and hits and open_:
         if hits[0].path is None:
             raise UsageError(f"the best answer, {hits[0].key!r}, was added from memory and has no file to open")
         typer.launch(str(hits[0].path))
+
+
+def _ask_many(ask: Callable[[str], Any]) -> None:
+    """Answer every question of standard input; one that fails ends it only where nobody sits at the terminal."""
+    from mmsearch.questions import at_terminal, questions
+
+    for words in questions():
+        try:
+            ask(words)
+        except KeyboardInterrupt:
+            if not at_terminal():
+                raise
+        except MmsearchError as exc:
+            if not at_terminal():
+                raise
+            _say(str(exc))
+
+
+def shell(**options: Any) -> None:
+    """Answer one question after the other, a line each, and keep everything warm.
+
+    Takes the options of `mmsearch query`, for all questions. Ctrl-D leaves. From a pipe it is `mmsearch query -`.
+
+    Example: mmsearch shell --kind image
+    """
+    query(STDIN, **options)
+
+
+_OF_ONE = ("text", "open_")
+"""What only a single question has."""
+_shared = [one for one in inspect.signature(query, eval_str=True).parameters.values() if one.name not in _OF_ONE]
+shell.__signature__ = inspect.Signature(_shared)  # type: ignore[attr-defined]
+shell.__annotations__ = {one.name: one.annotation for one in _shared}
+app.command()(shell)
 
 
 @app.command()

@@ -20,9 +20,7 @@ from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
 from indexer.errors import ModelMismatch, NoIndex, UsageError
 from indexer.index import Index
-from indexer.text_tower.encoder import ExportedEncoder
-from indexer.text_tower.folder import FOLDER as TEXT_TOWER
-from indexer.text_tower.folder import ExportableEncoder, export, read, verify, wanted
+from indexer.text_tower import FOLDER as TEXT_TOWER
 from indexer.tokens import Compressor
 from indexer.types import VISUAL, Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
@@ -164,8 +162,13 @@ class Library:
             return self.encoder
         if self._questioner is None:
             made = self._index.manifest
-            tower = None if is_mini(made.encoder) else read(self.folder / TEXT_TOWER, made.fingerprint)
-            if tower is None or isinstance(tower, str):
+            if is_mini(made.encoder):
+                return self.encoder
+            from indexer.text_tower.encoder import ExportedEncoder
+            from indexer.text_tower.folder import read
+
+            tower = read(self.folder / TEXT_TOWER, made.fingerprint)
+            if isinstance(tower, str):
                 self.slower = tower
                 return self.encoder
             self._questioner = ExportedEncoder(made.encoder, made.fingerprint, tower, self._origin)
@@ -417,6 +420,8 @@ class Library:
             NoIndex: nothing was indexed yet.
             IndexDamaged: the database itself is broken.
         """
+        from indexer.text_tower.folder import verify
+
         with self._need_index().writing() as writer:
             report = writer.verify()
         repaired = verify(self.folder / TEXT_TOWER)
@@ -461,6 +466,8 @@ class Library:
 
     def _index_with_tower(self) -> Index:
         """The index, made if there is none, with the model's text tower beside it for questions to come."""
+        from indexer.text_tower.folder import ExportableEncoder, export, wanted
+
         index, encoder = self._make_index(), self.encoder
         folder = self.folder / TEXT_TOWER
         if isinstance(encoder, ExportableEncoder):

@@ -36,6 +36,11 @@ def hits_json(hits: Hits) -> str:
     return json.dumps(hits.as_dict(), indent=2)
 
 
+def hits_line(hits: Hits, question: str | None) -> str:
+    """The same on one line, with the question that it answers."""
+    return json.dumps({"question": question} | hits.as_dict())
+
+
 def hits_paths(hits: Sequence[Hit], *, end: bytes) -> bytes:
     """The paths as the file system has them, each once and followed by ``end``."""
     paths = dict.fromkeys(hit.item.asset.path or hit.item.asset.key or "" for hit in hits)

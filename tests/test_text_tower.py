@@ -56,6 +56,7 @@ def hugging_face_inside(folder: Path, pooler: str, kind: str | None) -> None:
 
 def make(folder: Path, name: str) -> Encoder:
     """A small random model: ``openclip-…`` in open_clip's format, ``hf-…`` in that of transformers."""
+    folder.mkdir(exist_ok=True)
     family, _, kind = name.partition("-")
     if family == "openclip":
         if kind.endswith("pooler"):

@@ -14,7 +14,9 @@ import numpy as np
 
 from indexer.encoders import WHOLE, Box, Piece, places
 from indexer.encoders.rows import unit_rows
+from indexer.encoders.word_pieces import WordPieces
 from indexer.errors import ModelError
+from indexer.text_tower.mapped import map_tensors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -167,7 +169,10 @@ class MiniEncoder:
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token numbers of each text, special tokens included, at most ``max_tokens``; without padding."""
         last = MAX_TOKENS - 1
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        if len(texts) <= NUMPY_TEXTS and all(map(WordPieces.can_read, texts)):
+            encoded = [self._word_pieces.ids(text) for text in texts]
+        else:
+            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         return [ids if len(ids) <= MAX_TOKENS else [*ids[:last], ids[-1]] for ids in encoded]
 
     def vocabulary(self) -> list[str]:
@@ -222,16 +227,24 @@ class MiniEncoder:
         return tokenizer
 
     @cached_property
+    def _word_pieces(self) -> WordPieces:
+        path = self._folder / TOKENIZER
+        try:
+            return WordPieces(_read_json(path))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ModelError(f"cannot read the tokenizer {path}: {exc}") from exc
+
+    @cached_property
     def _numpy_bert(self) -> NumpyBert:
         from indexer.encoders.mini_text import NumpyBert
 
-        return NumpyBert(self._tensors(TEXT))
+        return NumpyBert(map_tensors(self._folder / TEXT))
 
     @cached_property
     def _numpy_head(self) -> NumpyHead:
         from indexer.encoders.mini_text import NumpyHead
 
-        return NumpyHead(self._tensors(HEAD), "text.")
+        return NumpyHead(map_tensors(self._folder / HEAD), "text.")
 
     @cached_property
     def _device(self) -> torch.device:

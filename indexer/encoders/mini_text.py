@@ -50,17 +50,37 @@ def softmax(x: np.ndarray) -> np.ndarray:
 class NumpyBert:
     """Token numbers to the mean of each layer's token features, and to those of the last layer.
 
-    ``packed`` are the tensors of ``text.safetensors``, under the names of ``transformers.BertModel`` and quantised. All
-    are widened here, once, but the word embeddings: half of the weights, of which a question needs a dozen rows.
+    ``packed`` are the tensors of ``text.safetensors``, under the names of ``transformers.BertModel`` and quantised. Of
+    the word embeddings, half of the weights, a question needs a dozen rows. A layer is widened when it is needed, and
+    kept from the second text on: the one text of a question from the shell is done in a third of the memory.
     """
 
     def __init__(self, packed: Mapping[str, np.ndarray]) -> None:
+        self._packed = packed
         self._words, self._scale = packed[WORDS], packed[WORDS + SCALE]  # (V, D) int8, (V, 1)
-        wide = widen({name: tensor for name, tensor in packed.items() if not name.startswith(WORDS)})
+        wide = widen(
+            {
+                name: tensor
+                for name, tensor in packed.items()
+                if name.startswith("embeddings.") and not name.startswith(WORDS)
+            }
+        )
         self._positions = wide["embeddings.position_embeddings.weight"]
         self._segment = wide["embeddings.token_type_embeddings.weight"][0]
         self._embedding_norm = _weight_and_bias(wide, "embeddings.LayerNorm")
-        self._layers = [_Layer(wide, f"encoder.layer.{i}.") for i in range(LAYERS)]
+        self._kept: list[_Layer] = []
+        self._asked = False
+
+    def _layer(self, i: int) -> _Layer:
+        if i < len(self._kept):
+            return self._kept[i]
+        prefix = f"encoder.layer.{i}."
+        layer = _Layer(
+            {name.removeprefix(prefix): one for name, one in self._packed.items() if name.startswith(prefix)}
+        )
+        if self._asked:
+            self._kept.append(layer)
+        return layer
 
     def pooled(self, ids: Sequence[int]) -> np.ndarray:
         """One text of L tokens, its special tokens included, to ``(1 + LAYERS, D)``: the mean over tokens of the
@@ -73,38 +93,50 @@ class NumpyBert:
         x = rows + self._positions[: len(ids)] + self._segment
         x = layer_norm(x, *self._embedding_norm, EPSILON)
         means = [x.mean(axis=0)]
-        for layer in self._layers:
-            x = layer(x)
+        for i in range(LAYERS):
+            x = self._layer(i)(x)
             means.append(x.mean(axis=0))
+        self._asked = True
         return np.stack(means), x
 
 
 class _Layer:
     """One encoder layer: attention, then the feed-forward part, each added to its input and normalised after."""
 
-    def __init__(self, wide: Mapping[str, np.ndarray], prefix: str) -> None:
-        def linear(name: str) -> tuple[np.ndarray, np.ndarray]:
-            weight, bias = _weight_and_bias(wide, prefix + name)
-            return weight.T, bias
+    def __init__(self, packed: Mapping[str, np.ndarray]) -> None:
+        def linear(*names: str) -> _Linear:
+            return _Linear(*(np.concatenate([packed[f"{n}.{part}"] for n in names]) for part in _Linear.PARTS))
 
-        parts = [linear(f"attention.self.{name}") for name in ("query", "key", "value")]
-        self._qkv = np.concatenate([weight for weight, _ in parts], axis=1)  # (D, 3 D): one product instead of three
-        self._qkv_bias = np.concatenate([bias for _, bias in parts])
+        self._qkv = linear(*(f"attention.self.{name}" for name in ("query", "key", "value")))  # (D, 3 D), one product
         self._out = linear("attention.output.dense")
         self._up = linear("intermediate.dense")
         self._down = linear("output.dense")
-        self._attention_norm = _weight_and_bias(wide, f"{prefix}attention.output.LayerNorm")
-        self._output_norm = _weight_and_bias(wide, f"{prefix}output.LayerNorm")
+        self._attention_norm = _weight_and_bias(packed, "attention.output.LayerNorm")
+        self._output_norm = _weight_and_bias(packed, "output.LayerNorm")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         length, size = x.shape
-        qkv = (x @ self._qkv + self._qkv_bias).reshape(length, 3, HEADS, size // HEADS)
+        qkv = self._qkv(x).reshape(length, 3, HEADS, size // HEADS)
         q, k, v = qkv.transpose(1, 2, 0, 3)  # each (heads, L, D / heads)
         weights = softmax(q @ k.transpose(0, 2, 1) / np.float32((size // HEADS) ** 0.5))  # (heads, L, L)
         context = (weights @ v).transpose(1, 0, 2).reshape(length, size)  # (L, D)
-        x = layer_norm(x + context @ self._out[0] + self._out[1], *self._attention_norm, EPSILON)
-        hidden = gelu(x @ self._up[0] + self._up[1])  # (L, 4 D)
-        return layer_norm(x + hidden @ self._down[0] + self._down[1], *self._output_norm, EPSILON)
+        x = layer_norm(x + self._out(context), *self._attention_norm, EPSILON)
+        hidden = gelu(self._up(x))  # (L, 4 D)
+        return layer_norm(x + self._down(hidden), *self._output_norm, EPSILON)
+
+
+class _Linear:
+    """A linear layer with int8 weights ``(N, D)`` and a scale for each row ``(N, 1)``, which what comes out is cheaper
+    to multiply with."""
+
+    PARTS = ("weight", f"weight{SCALE}", "bias")
+
+    def __init__(self, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> None:
+        self._weight = weight.astype(np.float32).T  # (D, N)
+        self._scale, self._bias = scale[:, 0], bias
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x @ self._weight * self._scale + self._bias
 
 
 def _weight_and_bias(wide: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,3 +7,6 @@
 The folder lies inside that of an index. It is derived: without it, or with one that is damaged, torch answers, slower,
 and the next `mmsearch index` makes it again.
 """
+
+FOLDER = "text"
+"""What the folder is called inside that of an index."""

@@ -23,8 +23,6 @@ from indexer.text_tower.words import BytePairs, LibraryWords, Words
 if TYPE_CHECKING:
     from indexer.text_tower.parts import Parts
 
-FOLDER = "text"
-"""What the folder is called inside that of an index."""
 DESCRIPTION, WEIGHTS, TOKENIZER = "tower.json", "tower.safetensors", "tokenizer.json"
 FORMAT = 1
 MAX_DISTANCE = 1e-3

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer.errors import ModelError
+from indexer.text_tower.mapped import map_tensors
 from indexer.types import Modality
 
 TEMPERATURE = 20.0
@@ -36,13 +37,10 @@ class QueryBank:
         Raises:
             ModelError: it cannot be read.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         try:
-            vectors = load_file(path)
+            vectors = map_tensors(path)
             return cls({kind: vectors[kind.value] for kind in (Modality.TEXT, Modality.IMAGE)})
-        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+        except (ModelError, KeyError, ValueError) as exc:
             raise ModelError(f"cannot read the bank {path}: {exc}") from exc
 
     def save(self, path: Path) -> None:
