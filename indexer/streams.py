@@ -16,9 +16,10 @@ import numpy as np
 
 from indexer.changes import Piece, Put, Remove
 from indexer.decode import Passage, Picture, Source, decode
-from indexer.embedding import Embed, encode_each
+from indexer.embedding import encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
+from indexer.lanes import Lanes, in_parts
 from indexer.pooling import POOL, most_central
 from indexer.reading import IMAGE_BATCH, Read, open_regular
 from indexer.types import Asset, Modality, Span
@@ -90,9 +91,9 @@ class _Embedded:
 class Streams:
     """The files of many pieces of one run."""
 
-    def __init__(self, run: Run, embed: Embed) -> None:
+    def __init__(self, run: Run, lanes: Lanes) -> None:
         self._run = run
-        self._embed = embed
+        self._lanes = lanes
         self._files: list[_File] = []
         self._texts = 0
         self._frames = 0
@@ -198,13 +199,7 @@ class Streams:
         texts = [piece.text for _, _, piece in waiting if isinstance(piece, Passage)]
         frames = [frame for _, _, piece in waiting if isinstance(piece, Picture) for frame in piece.frames]
         of_texts = iter(encode_each(self._run.encoder.encode_texts, texts))
-        of_frames = iter(
-            [
-                embedded
-                for start in range(0, len(frames), IMAGE_BATCH)
-                for embedded in encode_each(self._embed, frames[start : start + IMAGE_BATCH])
-            ]
-        )
+        of_frames = iter(in_parts(self._lanes, frames, max(1, IMAGE_BATCH // self._lanes.count)))
         made: dict[int, list[_Embedded]] = {id(file): [] for file in files}
         for file, ordinal, piece in waiting:
             if isinstance(piece, Picture):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from indexer.decode.text import Passage, iter_passages
 from indexer.types import Modality, Span
@@ -83,7 +83,7 @@ KINDS |= dict.fromkeys(TEXT_EXTENSIONS, Kind(Modality.TEXT, "indexer.decode.stre
 
 def decode(source: Source) -> Iterator[Passage | Picture]:
     """The pieces of a file, by the decoder of its kind."""
-    return _load(KINDS[source.suffix[1:]].decoder)(source)  # type: ignore[no-any-return]
+    return _load(KINDS[source.suffix[1:]].decoder)(source)
 
 
 def still(path: str, suffix: str, span: Span, size: int) -> Image:
@@ -95,7 +95,7 @@ def still(path: str, suffix: str, span: Span, size: int) -> Image:
     """
     name = KINDS[suffix[1:]].still
     assert name is not None, suffix
-    return _load(name)(path, span, size)  # type: ignore[no-any-return]
+    return _load(name)(path, span, size)
 
 
 def iter_texts(source: Source) -> Iterator[Passage]:
@@ -108,7 +108,7 @@ def iter_texts(source: Source) -> Iterator[Passage]:
             yield passage
 
 
-def _load(name: str) -> Callable[..., object]:
+def _load(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
-    loaded: Callable[..., object] = getattr(importlib.import_module(module), function)
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return loaded
