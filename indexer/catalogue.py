@@ -122,7 +122,9 @@ class Catalogue:
         """
         self.path = path
         try:
-            self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+            self._engine = sa.create_engine(
+                sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS}
+            )
             sa.event.listen(self._engine, "connect", _on_connect)
             sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
             with self._engine.begin() as connection:
