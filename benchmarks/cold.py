@@ -7,7 +7,8 @@ The index is made of vectors around random centres, with image tokens of random 
 the time of a question does not depend on what pictures show. ``--model ARCHITECTURE`` without a tag is open_clip's
 architecture with random weights, for the same reason. Ours, rclip and open_clip as its tutorial does it (import, load
 the model, encode the words, one matrix product) are asked in turn; what is not installed, or fails, is left out, and
-its last line says why. rclip indexes ``--pictures`` first, with the weights that it finds in its own cache.
+its last line says why. rclip indexes ``--pictures`` first, with the weights that it finds in its own data folder;
+``rclip_weights.py`` puts random ones there.
 """
 
 from __future__ import annotations
