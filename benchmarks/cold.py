@@ -123,16 +123,21 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="a folder of pictures for rclip")
     parser.add_argument("--tutorial", action="store_true", help="also open_clip as its tutorial does it")
     parser.add_argument("--index", type=Path, help="keep the index here, and use it if it is there")
+    parser.add_argument("--make", action="store_true", help="only make the index")
     options = parser.parse_args()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.index or Path(scratch, "index")
-        model = options.model
-        if not Index.exists(folder):
+        vectors = folder.with_name(folder.name + "-vectors.npy")
+        if options.make:
+            model = options.model
             if model != "mini":
                 model = random_checkpoint(folder.with_name(folder.name + "-model"), model)
-            np.save(folder.with_name(folder.name + "-vectors.npy"), make_index(folder, model, options.items))
-        vectors = folder.with_name(folder.name + "-vectors.npy")
+            np.save(vectors, make_index(folder, model, options.items))
+            return
+        if not Index.exists(folder):  # by another process: a child's peak begins with what its parent holds
+            make = [sys.executable, __file__, "--make", "--index", str(folder), "--model", options.model]
+            subprocess.run([*make, "--items", str(options.items)], check=True, env=environment)
         ours = [sys.executable, "-P", "-m", "mmsearch", "query", QUESTION, "--index", str(folder), "-k", "10"]
         commands = {"mmsearch": ours, "mmsearch --no-rerank": [*ours, "--no-rerank"]}
         if options.tutorial:
