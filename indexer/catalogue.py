@@ -364,14 +364,17 @@ class Reader:
         names = sa.select(sa.func.count()).select_from(ASSETS)
         return int(self._connection.scalar(texts) or 0), int(self._connection.scalar(names) or 0)
 
-    def pieces(self, *, ids: Sequence[int] = (), of: Sequence[int] = ()) -> list[PieceRow]:
-        """The items with these ``ids``, and all items ``of`` these assets, in the order of their numbers."""
+    def pieces(self, *, ids: Sequence[int] = (), of: Sequence[int] = (), first: int = 1) -> list[PieceRow]:
+        """The items with these ``ids``, and the ``first`` items ``of`` each of these assets, by their numbers."""
         found: dict[int, PieceRow] = {}
-        columns = (ITEMS.c.id, ITEMS.c.asset_id, ITEMS.c.modality, ITEMS.c.row)
-        for column, values in ((ITEMS.c.id, ids), (ITEMS.c.asset_id, of)):
+        query = sa.select(ITEMS.c.id, ITEMS.c.asset_id, ITEMS.c.modality, ITEMS.c.row)
+        for where, column, values in (
+            (query, ITEMS.c.id, ids),
+            (query.where(ITEMS.c.ordinal < first), ITEMS.c.asset_id, of),
+        ):
             for chunk in _chunks(values):
-                for r in self._connection.execute(sa.select(*columns).where(column.in_(chunk))):
-                    found[r.id] = PieceRow(r.id, r.asset_id, Modality(r.modality), r.row)
+                for item_id, asset_id, modality, row in self._connection.execute(where.where(column.in_(chunk))):
+                    found[item_id] = PieceRow(item_id, asset_id, Modality(modality), row)
         return [found[one] for one in sorted(found)]
 
     def word_faults(self) -> int:

@@ -20,6 +20,7 @@ from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.explain import Shown, explain, no_reranker, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.stage import SecondStage, fused_order
+from mmsearch.words import evidence
 
 EXCLUSION_POOL = 2000
 """Answers among which ``without`` chooses: what is left after the unwanted sank is sought in the best so many."""
@@ -173,6 +174,16 @@ class _Found:
     reranked: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class _Worded:
+    """Items of one kind that the words of a question speak for: their rows ``(W,)``, the log-odds of the first stage
+    ``(W,)``, and what the words add to them ``(W,)``."""
+
+    rows: np.ndarray
+    logits: np.ndarray
+    gains: np.ndarray
+
+
 class Searcher:
     """Answers questions about one index. May be used from several threads.
 
@@ -193,6 +204,7 @@ class Searcher:
         self.calibration = calibration
         self._encoding = threading.Lock()
         self._second = None if reranker is None else SecondStage(reranker, encoder, self._encoding)
+        self._word_totals: tuple[int, tuple[int, int]] | None = None
 
     @property
     def reranker(self) -> Reranker | None:
@@ -258,16 +270,28 @@ class Searcher:
                 }
                 for one in asked
             ]
+            worded = [self._words(snapshot, one, tuple(kinds)) for one, kinds in zip(asked, first, strict=True)]
             items = {
                 kind: snapshot.reader.items_at(
-                    kind, sorted({row for kinds in first if kind in kinds for row in kinds[kind].rows.tolist()})
+                    kind,
+                    sorted({row for kinds in (*first, *worded) if kind in kinds for row in kinds[kind].rows.tolist()}),
                 )
                 for kind in Modality
             }
             reasons: list[list[str]] = [[] for _ in asked]
             found = [
-                {kind: self._look_again(snapshot, kind, one, kinds[kind], items[kind], why) for kind in kinds}
-                for one, kinds, why in zip(asked, first, reasons, strict=True)
+                {
+                    kind: self._with_words(
+                        snapshot,
+                        kind,
+                        one,
+                        self._look_again(snapshot, kind, one, kinds[kind], items[kind], why),
+                        spoken.get(kind),
+                        items[kind],
+                    )
+                    for kind in kinds
+                }
+                for one, kinds, spoken, why in zip(asked, first, worded, reasons, strict=True)
             ]
         return [
             _hits(one.query, kinds, items, k, "; ".join(dict.fromkeys(why)) or None, self._explain_hit)
@@ -321,12 +345,9 @@ class Searcher:
         store = snapshot.vectors[answered]
         if not snapshot.state.rows[answered]:
             return _Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, dtype=bool))
-        wanted, unwanted, where = asked.wanted, asked.unwanted, asked.query.where
+        unwanted, where = asked.unwanted, asked.query.where
         allowed = None if where.is_open else snapshot.reader.rows(answered, where)
-        # The log-odds are linear in the cosines, so a question of several parts is still one vector.
-        lines = [self.calibration[part.asked, answered] for part in wanted]
-        direction = np.sum([p.weight * ln.gain * p.vector for p, ln in zip(wanted, lines, strict=True)], axis=0)  # (D,)
-        offset = sum(p.weight * ln.offset for p, ln in zip(wanted, lines, strict=True))
+        direction, offset = self._line(asked, answered)
         pool = max(k, EXCLUSION_POOL) if unwanted else k
         scores, rows = store.search(direction, pool, allowed=allowed, dead=snapshot.dead[answered])
         found = rows[0][rows[0] >= 0]  # (K,)
@@ -336,6 +357,82 @@ class Searcher:
             order = np.lexsort((found, -logits))[:k]
             found, logits = found[order], logits[order]
         return _Found(found, logits, np.zeros(len(found), dtype=bool))
+
+    def _line(self, asked: Asked, answered: Modality) -> tuple[np.ndarray, float]:
+        """What a vector is multiplied with ``(D,)``, and what is added, to give the log-odds of the first stage."""
+        # The log-odds are linear in the cosines, so a question of several parts is still one vector.
+        lines = [(part, self.calibration[part.asked, answered]) for part in asked.wanted]
+        direction = np.sum([part.weight * line.gain * part.vector for part, line in lines], axis=0)  # (D,)
+        return direction, sum(part.weight * line.offset for part, line in lines)
+
+    def _words(self, snapshot: Snapshot, asked: Asked, kinds: Sequence[Modality]) -> dict[Modality, _Worded]:
+        """The items of these kinds that the words of a question speak for, with their log-odds; by kind, if any."""
+        query, reader = asked.query, snapshot.reader
+        if query.text is None or not reader.has_words():
+            return {}
+        if self._word_totals is None or self._word_totals[0] != snapshot.state.version:
+            self._word_totals = snapshot.state.version, reader.word_totals()
+        spoken = evidence(reader, query.text, self._word_totals[1])
+        if spoken is None:
+            return {}
+        rows = np.array([piece.row for piece in spoken.pieces])  # (P,)
+        logits = np.full(len(rows), -np.inf)  # (P,), what may not answer stays so
+        for kind in kinds:
+            here = np.array([piece.modality is kind for piece in spoken.pieces])
+            if not query.where.is_open:
+                here &= np.isin(rows, reader.rows(kind, query.where))
+            if here.any():
+                store, (direction, offset) = snapshot.vectors[kind], self._line(asked, kind)
+                vectors = store.fetch(rows[here])
+                logits[here] = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
+                if asked.unwanted:
+                    logits[here] -= _penalty(vectors, _sample(snapshot, kind), asked.unwanted)
+        weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)
+        gains = weight * spoken.gains(logits)
+        found: dict[Modality, _Worded] = {}
+        for kind in kinds:
+            here = np.array([piece.modality is kind for piece in spoken.pieces]) & (gains > 0) & np.isfinite(logits)
+            if here.any():
+                found[kind] = _Worded(rows[here], logits[here], gains[here])
+        return found
+
+    def _with_words(
+        self,
+        snapshot: Snapshot,
+        answered: Modality,
+        asked: Asked,
+        found: _Found,
+        worded: _Worded | None,
+        items: Mapping[int, Item],
+    ) -> _Found:
+        """What was found of one kind together with what the words speak for, each with what it gains by them.
+
+        What the words speak for is looked at again like the candidates, up to as many; so it does not matter how far
+        down the vectors had put it, nor how many answers are asked for.
+        """
+        if worded is None:
+            return found
+        depth = self._depth(asked, answered)
+        apart = np.flatnonzero(~np.isin(worded.rows, found.rows[:depth]))  # (A,)
+        apart = apart[np.lexsort((worded.rows[apart], -(worded.logits + worded.gains)[apart]))]
+        head, tail = apart[:depth], apart[depth:]
+        head = head[np.lexsort((worded.rows[head], -worded.logits[head]))]
+        looked = _Found(worded.rows[head], worded.logits[head], np.zeros(len(head), dtype=bool))
+        if len(head):
+            looked = self._look_again(snapshot, answered, asked, looked, items, [])
+        again = _Found(
+            np.concatenate([looked.rows, worded.rows[tail]]),
+            np.concatenate([looked.logits, worded.logits[tail]]),
+            np.concatenate([looked.reranked, np.zeros(len(tail), dtype=bool)]),
+        )
+        kept = ~np.isin(found.rows, again.rows)
+        rows = np.concatenate([found.rows[kept], again.rows])
+        logits = np.concatenate([found.logits[kept], again.logits])
+        gain = dict(zip(worded.rows.tolist(), worded.gains.tolist(), strict=True))
+        logits = logits + np.array([gain.get(row, 0.0) for row in rows.tolist()])
+        order = np.lexsort((rows, -logits))
+        reranked = np.concatenate([found.reranked[kept], again.reranked])
+        return _Found(rows[order], logits[order], reranked[order])
 
     def explain(self, text: str, shown: Shown, method: str = METHOD, *, asked: Modality = Modality.TEXT) -> Explanation:
         """Which parts of a picture the words of ``text`` look at; ``asked`` is which of the two is the question.
