@@ -20,7 +20,7 @@ from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.explain import Shown, explain, no_reranker, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.stage import SecondStage, fused_order
-from mmsearch.words import evidence
+from mmsearch.words import evidence, raised
 
 EXCLUSION_POOL = 2000
 """Answers among which ``without`` chooses: what is left after the unwanted sank is sought in the best so many."""
@@ -177,11 +177,12 @@ class _Found:
 @dataclass(frozen=True, slots=True)
 class _Worded:
     """Items of one kind that the words of a question speak for: their rows ``(W,)``, the log-odds of the first stage
-    ``(W,)``, and what the words add to them ``(W,)``."""
+    ``(W,)``, and what the words add to them, as ``mmsearch.words.raised`` takes it, ``(W,)`` each."""
 
     rows: np.ndarray
     logits: np.ndarray
     gains: np.ndarray
+    whole: np.ndarray
 
 
 class Searcher:
@@ -388,12 +389,12 @@ class Searcher:
                 if asked.unwanted:
                     logits[here] -= _penalty(vectors, _sample(snapshot, kind), asked.unwanted)
         weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)
-        gains = weight * spoken.gains(logits)
+        gains, whole = (weight * one for one in spoken.gains(logits))
         found: dict[Modality, _Worded] = {}
         for kind in kinds:
-            here = np.array([piece.modality is kind for piece in spoken.pieces]) & (gains > 0) & np.isfinite(logits)
+            here = np.array([piece.modality is kind for piece in spoken.pieces]) & np.isfinite(logits) & (gains > 0)
             if here.any():
-                found[kind] = _Worded(rows[here], logits[here], gains[here])
+                found[kind] = _Worded(rows[here], logits[here], gains[here], whole[here])
         return found
 
     def _with_words(
@@ -414,7 +415,8 @@ class Searcher:
             return found
         depth = self._depth(asked, answered)
         apart = np.flatnonzero(~np.isin(worded.rows, found.rows[:depth]))  # (A,)
-        apart = apart[np.lexsort((worded.rows[apart], -(worded.logits + worded.gains)[apart]))]
+        first = raised(worded.logits, worded.gains, worded.whole)
+        apart = apart[np.lexsort((worded.rows[apart], -first[apart]))]
         head, tail = apart[:depth], apart[depth:]
         head = head[np.lexsort((worded.rows[head], -worded.logits[head]))]
         looked = _Found(worded.rows[head], worded.logits[head], np.zeros(len(head), dtype=bool))
@@ -428,8 +430,10 @@ class Searcher:
         kept = ~np.isin(found.rows, again.rows)
         rows = np.concatenate([found.rows[kept], again.rows])
         logits = np.concatenate([found.logits[kept], again.logits])
-        gain = dict(zip(worded.rows.tolist(), worded.gains.tolist(), strict=True))
-        logits = logits + np.array([gain.get(row, 0.0) for row in rows.tolist()])
+        place = {row: i for i, row in enumerate(worded.rows.tolist())}
+        spoken = [i for i, row in enumerate(rows.tolist()) if row in place]
+        of = [place[row] for row in rows[spoken].tolist()]
+        logits[spoken] = raised(logits[spoken], worded.gains[of], worded.whole[of])
         order = np.lexsort((rows, -logits))
         reranked = np.concatenate([found.reranked[kept], again.reranked])
         return _Found(rows[order], logits[order], reranked[order])

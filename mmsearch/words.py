@@ -2,16 +2,22 @@
 
 A vector knows what a text is about and not which number, name or code stands in it. The words know that, and little
 else: two captions that share "dog" are hardly likelier to be about the same picture, beyond what their vectors say. So
-a word counts by how rare it is. If a share p of all other passages holds it, -ln p is its *surprise*; measured on the
-captions of Flickr8k's dev split (``benchmarks/words.py``) a shared word adds nothing to the log-odds of a match up to a
-surprise of 4.6 (one passage in a hundred), and from there on 0.8 for each unit. A code, as "2024-113", is nothing to a
-vector, and counts whole. What a passage gains is the sum over the words that it holds, times the share of the question
-that this is.
+a word counts by how rare it is. If a share p of all other passages holds it, -ln p is its *surprise*. Measured on the
+captions of Flickr8k's dev split (``benchmarks/words.py``), a shared word adds nothing to the log-odds of a match up to a
+surprise of 4.6 (one passage in a hundred), and from there on 0.8 for each nat. With S the surprise of the whole
+question and s that of the words that a passage holds, f = Σs / S is the share of the question that it covers, and
 
-The share p is that of the library, held by a thousand passages of everyday English: in a library of twenty files, a
-word that one of them holds is not common for that. Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009),
-which the gain takes the place of, knows ranks only: a shared "dog" lifts as much as a shared number. It loses 3 to 8
-points of recall on those captions where the gain wins one, and what it gives is no probability.
+    gain = f · Σ slope · max(0, s - hinge · (1 - f⁴))
+
+Half of a question lifts little; a question of one rare word, all of which a passage holds, lifts by all its surprise.
+A code such as "2024-113" is nothing to a vector, and has no hinge; and what holds all of a question is taken to be at
+least as likely as anything before its words are counted (one in a thousand), whatever its vector says: that of a
+picture is far from its file name.
+
+The share p is that of the library together with a thousand passages of everyday English: in a library of twenty files a
+word is not common because one of them holds it. Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009), in
+whose place this stands, knows ranks only, so that "dog" lifts as much as a number: on those captions it loses 3 to 8
+points of recall, and what it gives is no probability.
 """
 
 from __future__ import annotations
@@ -26,14 +32,18 @@ import numpy as np
 
 from indexer.catalogue import Reader
 from indexer.records import PieceRow
-from indexer.words import Phrase, match_all, phrases, prepare, tokens
+from indexer.words import Phrase, match_all, phrases
 
 HINGE = 4.6
-"""Surprise, in nats, up to which a word says nothing."""
+"""Surprise, in nats, up to which a word of a longer question says nothing."""
 SLOPE = 0.8
 """Log-odds for each nat above it."""
 CODE_SLOPE = 0.9
 """Log-odds for each nat of a code, from the first on."""
+COVERED = 4
+"""The power of the covered share by which the hinge goes down."""
+PRIOR = math.log(1 / 999)
+"""Log-odds of anything before it is looked at, as ``mmsearch.calibration`` has them."""
 EVERYDAY = 1000
 """Passages of everyday English that are counted with those of the library."""
 DEPTH = 1000
@@ -49,45 +59,64 @@ _PASSAGE = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """A phrase of a question with who holds it: passages ``texts``, files with it in their names ``names``, and what
-    that is worth in log-odds. ``worth`` is the most that it can be worth, also where nobody holds it."""
+    """A phrase of a question, who holds it, and how surprising that is.
 
-    phrase: Phrase
+    ``texts`` are the passages that hold it and ``names`` the files whose names do; both are empty for a phrase that is
+    too common to be looked for. ``most`` is the surprise with which it counts in the whole question.
+    """
+
+    code: bool
     texts: np.ndarray
     names: np.ndarray
     in_text: float
     in_name: float
-    worth: float
+    most: float
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The pieces ``(P,)`` that words speak for, and what each holds of the weighed phrases ``(P, W)``, as log-odds."""
+    """What words speak for: P pieces, and what each holds of the W phrases of a question, as surprises.
+
+    Attributes:
+        in_text: ``(P, W)`` of the phrases in the text of a piece, 0 for one that is not there.
+        in_name: ``(P, W)`` of those in the name of its file.
+        codes: ``(W,)`` which phrases are codes.
+        total: the surprise of the whole question.
+    """
 
     pieces: Sequence[PieceRow]
     in_text: np.ndarray
     in_name: np.ndarray
-    worth: float
+    codes: np.ndarray
+    total: float
 
-    def gains(self, logits: np.ndarray) -> np.ndarray:
-        """What each piece gains ``(P,)``; ``logits`` ``(P,)`` say which piece of a file is the best without.
+    def gains(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each piece gains ``(P,)``, and in how far it holds the whole question ``(P,)``; see ``raised``.
 
-        The name of a file counts for its best piece alone, so that a long text of that name does not fill the list.
+        The name of a file counts for its best piece alone, so that a long text of that name does not fill the list;
+        ``logits`` ``(P,)`` say which that is without.
         """
-        with_name = self._gain(np.maximum(self.in_text, self.in_name))  # (P,)
+        held = np.maximum(self.in_text, self.in_name)
+        with_name = raised(logits, *self._gain(held))  # (P,)
         best: dict[int, int] = {}
         for i, piece in enumerate(self.pieces):
             j = best.setdefault(piece.asset_id, i)
-            if logits[i] + with_name[i] > logits[j] + with_name[j]:
+            if with_name[i] > with_name[j]:
                 best[piece.asset_id] = i
-        gains = self._gain(self.in_text)
-        chosen = list(best.values())
-        gains[chosen] = with_name[chosen]
-        return gains
+        chosen = np.isin(np.arange(len(logits)), list(best.values()))
+        return self._gain(np.where(chosen[:, None], held, self.in_text))
 
-    def _gain(self, held: np.ndarray) -> np.ndarray:
-        mass = held.sum(axis=1)
-        return np.asarray(mass * np.minimum(mass / self.worth, 1))
+    def _gain(self, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        covered = np.minimum(held.sum(axis=1) / self.total, 1)  # (P,)
+        whole = covered**COVERED
+        hinge = np.where(self.codes, 0, HINGE * (1 - whole[:, None]))  # (P, W)
+        slope = np.where(self.codes, CODE_SLOPE, SLOPE)  # (W,)
+        return covered * np.sum(slope * np.maximum(held - hinge, 0), axis=1), whole
+
+
+def raised(logits: np.ndarray, gains: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Log-odds ``(P,)`` with what words add to them."""
+    return np.asarray(logits + gains + whole * np.maximum(PRIOR - logits, 0))
 
 
 def evidence(reader: Reader, question: str, totals: tuple[int, int]) -> Evidence | None:
@@ -97,54 +126,61 @@ def evidence(reader: Reader, question: str, totals: tuple[int, int]) -> Evidence
         totals: how many passages and how many names there are, ``Reader.word_totals``.
     """
     weighed = weigh(reader, question, totals)
-    texts = sorted({i for one in weighed if one.in_text for i in one.texts.tolist()})
-    names = sorted({i for one in weighed if one.in_name for i in one.names.tolist()})
-    if not texts and not names:
+    looked = [one for one in weighed if len(one.texts) or len(one.names)]
+    if not looked:
         return None
+    texts = sorted({i for one in looked for i in one.texts.tolist()})
+    names = sorted({i for one in looked for i in one.names.tolist()})
     pieces = reader.pieces(ids=texts, of=names, first=FIRST_PIECES)
     ids = np.array([piece.id for piece in pieces])
     assets = np.array([piece.asset_id for piece in pieces])
-    in_text = np.stack([np.isin(ids, one.texts) * one.in_text for one in weighed], axis=1)  # (P, W)
-    in_name = np.stack([np.isin(assets, one.names) * one.in_name for one in weighed], axis=1)  # (P, W)
-    mass = np.maximum(in_text, in_name).sum(axis=1)
-    kept = np.sort(np.lexsort((ids, -mass))[:DEPTH])
-    return Evidence([pieces[i] for i in kept], in_text[kept], in_name[kept], sum(one.worth for one in weighed))
+    in_text = np.stack([np.isin(ids, one.texts) * one.in_text for one in looked], axis=1)  # (P, W)
+    in_name = np.stack([np.isin(assets, one.names) * one.in_name for one in looked], axis=1)  # (P, W)
+    kept = np.sort(np.lexsort((ids, -np.maximum(in_text, in_name).sum(axis=1)))[:DEPTH])
+    codes = np.array([one.code for one in looked])
+    total = sum(one.most for one in weighed)
+    return Evidence([pieces[i] for i in kept], in_text[kept], in_name[kept], codes, total)
 
 
 def weigh(reader: Reader, question: str, totals: tuple[int, int]) -> list[Weighed]:
-    """The phrases of a question that are rare enough to count; joined words that nobody holds so count one by one."""
+    """The phrases of a question; joined words that nobody holds so count one by one."""
+    nobody = np.zeros(0, dtype=np.int64)
     found: list[Weighed] = []
     waiting = phrases(question)[:MOST_PHRASES]
     while waiting:
         phrase = waiting.pop(0)
         code, everyday = is_code(phrase), _everyday(phrase)
         if not code and -math.log(everyday) <= HINGE:
+            found.append(Weighed(code, nobody, nobody, 0.0, 0.0, -math.log(everyday)))
             continue
         match = match_all([phrase])
-        texts, names = reader.texts_with(match, DEPTH + 1), reader.names_with(match, DEPTH + 1)
-        if not len(texts) and not len(names) and len(phrase) > 1:
+        holders = [reader.texts_with(match, DEPTH + 1), reader.names_with(match, DEPTH + 1)]
+        if len(phrase) > 1 and not any(map(len, holders)):
             waiting = [(word,) for word in phrase] + waiting
             continue
-        in_text, in_name = (
-            worth(len(holders), total, everyday, code) if len(holders) <= DEPTH else 0.0
-            for holders, total in zip((texts, names), totals, strict=True)
-        )
-        most = max(in_text * bool(len(texts)), in_name * bool(len(names))) or min(in_text, in_name)
-        if most:
-            found.append(Weighed(phrase, texts, names, in_text, in_name, most))
+        # Of a word that more hold than are counted, the surprise is at most so much.
+        said = [surprise(len(some), total, everyday) for some, total in zip(holders, totals, strict=True)]
+        least = 0.0 if code else HINGE
+        for i, some in enumerate(holders):
+            if len(some) > DEPTH or said[i] <= least:
+                holders[i] = nobody
+        most = max((s for s, some in zip(said, holders, strict=True) if len(some)), default=min(said))
+        found.append(Weighed(code, holders[0], holders[1], said[0], said[1], most))
     return found
 
 
-def worth(holders: int, total: int, everyday: float, code: bool) -> float:
-    """Log-odds that a phrase adds where it is held, by ``holders`` of ``total`` texts.
+def surprise(holders: int, total: int, everyday: float) -> float:
+    """-ln of the share of others that hold what ``holders`` of ``total`` hold.
 
-    >>> round(worth(1, 20, 0.001, code=True), 2), worth(5, 20, 0.001, code=False)
-    (6.23, 0.0)
+    Where the library alone shows that it is common there (by two standard deviations), its share there counts.
+
+    >>> round(surprise(1, 20, 0.001), 2), round(surprise(17, 20, 0.001), 2)
+    (6.93, 0.92)
     """
     others = max(holders - 1, 0)
-    share = max(others / max(total, 1), (others + EVERYDAY * everyday) / (total + EVERYDAY))
-    surprise = -math.log(min(share, 1.0))
-    return CODE_SLOPE * surprise if code else SLOPE * max(surprise - HINGE, 0.0)
+    surely = max(others - 2 * math.sqrt(others), 0) / max(total, 1)
+    share = max(surely, (others + EVERYDAY * everyday) / (total + EVERYDAY))
+    return -math.log(min(share, 1.0))
 
 
 def is_code(phrase: Phrase) -> bool:
