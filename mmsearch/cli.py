@@ -137,7 +137,9 @@ def query(
             "-k", min=1, help="So many answers, however unlikely; else up to 10 that match.", show_default=False
         ),
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option(metavar="image|text", help="Only this kind; repeatable.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(metavar="image|video|text", help="Only these kinds; repeatable, or a,b.")
+    ] = None,
     under: Annotated[
         list[Path] | None, typer.Option(metavar="FOLDER", help="Only below this folder; repeatable.")
     ] = None,

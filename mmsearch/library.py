@@ -22,7 +22,7 @@ from indexer.errors import ModelMismatch, NoIndex, UsageError
 from indexer.index import Index, Remove, VerifyReport
 from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, add_tokens, check_same_model, update
 from indexer.tokens import Compressor
-from indexer.types import Modality, Skipped, TokensReport, UpdateReport
+from indexer.types import VISUAL, Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
 from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
@@ -61,7 +61,7 @@ class Status:
     tokens: str | None
     """Whose image tokens the index holds, as the reranker is called; None if it holds none."""
     without_tokens: int
-    """Pictures that have none."""
+    """Pictures and clips that have none."""
     skipped: tuple[Skipped, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -347,7 +347,7 @@ class Library:
             skipped = snapshot.reader.skipped()
             erased = sum(len(dead) for dead in snapshot.dead.values())
             tokens = snapshot.state.tokens
-            without_tokens = len(snapshot.reader.rows_without_tokens())
+            without_tokens = sum(len(snapshot.reader.rows_without_tokens(m)) for m in VISUAL)
         made = index.manifest
         return Status(
             folder=str(self.folder),

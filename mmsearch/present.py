@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from indexer.types import TokensReport, UpdateReport
+from indexer.types import VISUAL, TokensReport, UpdateReport
 from mmsearch.library import Status
 from mmsearch.rerank.explanation import Explanation
 from mmsearch.search import Hit, Hits
@@ -119,7 +119,7 @@ def status_lines(status: Status) -> list[str]:
         f"created    {status.created}",
     ]
     if status.tokens is not None:
-        pictures = status.items.get("image", 0)
+        pictures = sum(status.items.get(m.value, 0) for m in VISUAL)
         lines.append(f"tokens     {status.tokens}, of {pictures - status.without_tokens:,} of {pictures:,} pictures")
     if status.erased:
         lines.append(f"erased     {status.erased:,} vectors; 'mmsearch compact' gives their space back")

@@ -34,7 +34,7 @@ class Query:
     image: Image | None = None
     without: tuple[str, ...] = ()
     kinds: tuple[Modality, ...] = ()
-    """Only these; any if empty."""
+    """Only what is in files of these kinds; in any if empty."""
     where: Filter = field(default_factory=Filter)
     min_prob: float | None = None
     """Nothing that is less likely to match; whatever there is if None."""
@@ -60,6 +60,7 @@ def parse_query(
     """Check what was asked and put it into one form.
 
     Args:
+        kind: ``image``, ``video``, ``text``, or several of them, in a list or with commas.
         after, before: a ``datetime``, or ``2021``, ``2021-05``, ``2021-05-17`` or a whole ISO time; ``after`` counts
             from its first moment on, ``before`` ends at it. Without a time zone it is UTC.
 
@@ -73,7 +74,7 @@ def parse_query(
         raise UsageError(f"a probability lies between 0 and 1; the smallest asked for is {min_prob}")
     if candidates is not None and candidates < 1:
         raise UsageError(f"candidates is {candidates}; rerank at least 1 answer, or switch reranking off")
-    kinds = [kind] if isinstance(kind, str) else list(kind or ())
+    kinds = [word.strip() for one in ([kind] if isinstance(kind, str) else kind or ()) for word in one.split(",")]
     folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
     where = Filter(
         tuple(os.path.abspath(folder) for folder in folders),
@@ -81,7 +82,9 @@ def parse_query(
         None if before is None else parse_time(before),
     )
     without = tuple(words.strip() for words in without if words.strip())
-    return Query(text or None, image, without, tuple(_modality(k) for k in kinds), where, min_prob, rerank, candidates)
+    return Query(
+        text or None, image, without, tuple(dict.fromkeys(map(_modality, kinds))), where, min_prob, rerank, candidates
+    )
 
 
 def parse_time(when: str | datetime) -> float:

@@ -45,7 +45,7 @@ def test_nothing_asked(text: str | None) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"kind": "sound"}, "'sound' is not a kind; there are image, text"),
+        ({"kind": "sound"}, "'sound' is not a kind; there are image, video, text"),
         ({"min_prob": 1.5}, "between 0 and 1; the smallest asked for is 1.5"),
         ({"candidates": 0}, "candidates is 0; rerank at least 1"),
         ({"after": "yesterday"}, "'yesterday' is not a date; write 2021"),
