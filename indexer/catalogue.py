@@ -415,7 +415,9 @@ class Reader:
         try:
             words.check(self._connection)
             texts = dict(self._connection.exec_driver_sql("SELECT rowid, text FROM words").all())
-            names = {r[0]: (r[1], r[2]) for r in self._connection.exec_driver_sql("SELECT rowid, name, folders FROM names")}
+            names = {
+                r[0]: (r[1], r[2]) for r in self._connection.exec_driver_sql("SELECT rowid, name, folders FROM names")
+            }
         except DBAPIError:
             return max(1, sum(self.word_totals()))
         faults = 0
@@ -681,7 +683,11 @@ def _bring_words(connection: Connection) -> None:
 
 def _make_words(connection: Connection) -> None:
     writer = Writer(connection)
-    words.create(connection)
+    try:
+        words.create(connection)
+    except DBAPIError:
+        words.clear_away(connection)
+        words.create(connection)
     waiting: list[tuple[int, str]] = []
     for item_id, text in writer._all_texts():
         waiting.append((item_id, text))

@@ -30,8 +30,12 @@ SECURE_DELETE = (3, 42)
 """The SQLite from which on a deleted row leaves no word behind; in older ones the tables are rewritten for that."""
 
 _TABLES = {"words": "text", "names": "name, folders"}
-_SIGN = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-_SPLIT = re.compile(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
+_SIGN = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_SPLIT = re.compile(
+    r"(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])"
+)
 _QUOTED = re.compile(r'"([^"]*)"')
 _MARKS = str.maketrans("“”„‟«»「」『』", '""""""""""')
 
@@ -133,7 +137,9 @@ def put_texts(connection: Any, texts: Sequence[tuple[int, str]]) -> None:
 def put_name(connection: Any, asset_id: int, path: str) -> None:
     """Write the path of a file, or the key of what has none, in place of what stands under its number."""
     connection.exec_driver_sql("DELETE FROM names WHERE rowid = ?", (asset_id,))
-    connection.exec_driver_sql("INSERT INTO names(rowid, name, folders) VALUES (?, ?, ?)", (asset_id, *name_words(path)))
+    connection.exec_driver_sql(
+        "INSERT INTO names(rowid, name, folders) VALUES (?, ?, ?)", (asset_id, *name_words(path))
+    )
 
 
 def remove(connection: Any, item_ids: Sequence[int], asset_ids: Sequence[int]) -> None:
@@ -144,12 +150,34 @@ def remove(connection: Any, item_ids: Sequence[int], asset_ids: Sequence[int]) -
 
 
 def wipe(connection: Any) -> None:
-    """Empty the tables without FTS5, for a writer that cannot keep them in step; ``create`` makes them again."""
+    """Empty the tables without FTS5, for a writer that cannot keep them in step; ``create`` makes them again.
+
+    Left are the two records of an empty index, without which FTS5 would not even drop them.
+    """
     for table in _TABLES:
-        for part in ("content", "data", "docsize", "idx"):
-            there = "SELECT 1 FROM sqlite_master WHERE name = ?"
-            if connection.exec_driver_sql(there, (f"{table}_{part}",)).first():
-                connection.exec_driver_sql(f"DELETE FROM {table}_{part}")
+        for part in _parts(connection, table):
+            if not part.endswith("_config"):
+                connection.exec_driver_sql(f"DELETE FROM {part}")
+            if part.endswith("_data"):
+                connection.exec_driver_sql(f"INSERT INTO {part} VALUES (1, x''), (10, x'00000000000000')")
+
+
+def clear_away(connection: Any) -> None:
+    """Take the tables out of the schema where they are too damaged for FTS5 to drop them."""
+    for table in _TABLES:
+        for part in _parts(connection, table):
+            connection.exec_driver_sql(f"DROP TABLE {part}")
+    connection.exec_driver_sql("PRAGMA writable_schema = ON")
+    for table in _TABLES:
+        connection.exec_driver_sql("DELETE FROM sqlite_master WHERE name = ? AND type = 'table'", (table,))
+    connection.exec_driver_sql("PRAGMA writable_schema = RESET")
+
+
+def _parts(connection: Any, table: str) -> list[str]:
+    """The plain tables that are there of those in which FTS5 keeps ``table``."""
+    names = {name for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    parts = (f"{table}_{part}" for part in ("content", "data", "docsize", "idx", "config"))
+    return [part for part in parts if part in names]
 
 
 def rewrite(connection: Any) -> None:

@@ -471,11 +471,15 @@ class Searcher:
                 logits[here] = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
                 if asked.unwanted:
                     logits[here] -= _penalty(vectors, _sample(snapshot, kind), asked.unwanted)
+        answering = np.isfinite(logits)
+        spoken, rows, logits = spoken.only(answering), rows[answering], logits[answering]
         weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)
         gains, whole = (weight * one for one in spoken.gains(logits))
+        if asked.unwanted:
+            whole[:] = 0  # it would make up for what the unwanted took away
         found: dict[Modality, _Worded] = {}
         for kind in Modality:
-            here = np.array([piece.modality is kind for piece in spoken.pieces]) & np.isfinite(logits) & (gains > 0)
+            here = np.array([piece.modality is kind for piece in spoken.pieces], dtype=bool) & (gains > 0)
             if here.any():
                 found[kind] = _Worded(rows[here], logits[here], gains[here], whole[here])
         return found
@@ -615,9 +619,7 @@ def _hits(
         best = thing.best
         looked_at = (thing.seen if query.text is not None else thing.worded) or best.item
         hits.append(
-            Hit(
-                rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded
-            )
+            Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
         )
     least = least_shown(query, hits[0].score) if hits else 0.0
     likely = [hit for hit in hits if hit.score >= least]

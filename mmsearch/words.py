@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
@@ -89,6 +89,11 @@ class Evidence:
     in_name: np.ndarray
     codes: np.ndarray
     total: float
+
+    def only(self, kept: np.ndarray) -> Evidence:
+        """The same for those pieces that are ``kept`` ``(P,)``."""
+        pieces = [piece for piece, keep in zip(self.pieces, kept.tolist(), strict=True) if keep]
+        return replace(self, pieces=pieces, in_text=self.in_text[kept], in_name=self.in_name[kept])
 
     def gains(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each piece gains ``(P,)``, and in how far it holds the whole question ``(P,)``; see ``raised``.
