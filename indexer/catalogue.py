@@ -412,25 +412,25 @@ class Reader:
 
     def word_faults(self) -> int:
         """How many passages and names differ from what the word search holds of them; all if it is broken."""
+        ask = self._connection.exec_driver_sql
+        texts = "SELECT i.text, w.text FROM items i LEFT JOIN words w ON w.rowid = i.id WHERE i.text IS NOT NULL"
+        names = "SELECT a.path, a.key, n.name, n.folders FROM assets a LEFT JOIN names n ON n.rowid = a.id"
+        ghosts = (
+            "SELECT count(*) FROM words WHERE rowid NOT IN (SELECT id FROM items WHERE text IS NOT NULL)",
+            "SELECT count(*) FROM names WHERE rowid NOT IN (SELECT id FROM assets)",
+        )
         try:
             words.check(self._connection)
-            texts = dict(self._connection.exec_driver_sql("SELECT rowid, text FROM words").all())
-            names = {
-                r[0]: (r[1], r[2]) for r in self._connection.exec_driver_sql("SELECT rowid, name, folders FROM names")
-            }
+            faults = sum(held != words.prepare(text) for text, held in ask(texts))
+            for path, key, *held in ask(names):
+                faults += tuple(held) != words.name_words(key if path is None else os.fsdecode(path))
+            return faults + sum(int(ask(query).scalar_one()) for query in ghosts)
         except DBAPIError:
             return max(1, sum(self.word_totals()))
-        faults = 0
-        for item_id, text in self._all_texts():
-            faults += texts.pop(item_id, None) != words.prepare(text)
-        for asset_id, name in self._all_names():
-            faults += names.pop(asset_id, None) != words.name_words(name)
-        return faults + len(texts) + len(names)
 
     def _all_texts(self) -> Iterator[tuple[int, str]]:
         query = sa.select(ITEMS.c.id, ITEMS.c.text).where(ITEMS.c.text.is_not(None)).order_by(ITEMS.c.id)
-        for item_id, text in self._connection.execute(query):
-            yield item_id, text
+        yield from ((item_id, text) for item_id, text in self._connection.execute(query))
 
     def _all_names(self) -> Iterator[tuple[int, str]]:
         for asset_id, path, key in self._connection.execute(sa.select(ASSETS.c.id, ASSETS.c.path, ASSETS.c.key)):

@@ -5,7 +5,7 @@
 
 Both are FTS5 tables of SQLite (BM25 after Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009), cut
 into words by ``unicode61`` without diacritics. They are written and cleared in the transactions of the items, so that
-after a kill they agree with them. Where Python's SQLite has no FTS5 there are no tables, and search is by meaning alone.
+after a kill they agree with them. Where Python's SQLite has no FTS5 there are no tables: search is by meaning alone.
 
 What is put in is ``prepare``d: ligatures and wide letters become plain ones, and each sign of a script without spaces
 is a word of its own, so that a question of several finds them as a phrase. A question becomes phrases of letters and

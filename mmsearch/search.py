@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +345,7 @@ class Searcher:
         return [answers[i] for i in range(len(asked))]
 
     def _answer(self, snapshot: Snapshot, asked: Sequence[Asked], k: int, pool: int) -> list[tuple[Hits, bool]]:
-        """The ``k`` best things among the ``pool`` best pieces of each kind; and whether no other piece could be one."""
+        """The ``k`` best things among the ``pool`` best pieces of each kind, and whether no other could be one of them."""
         first = [
             {kind: self._search_kind(snapshot, kind, one, max(pool, self._depth(one, kind))) for kind in Modality}
             for one in asked
@@ -354,7 +354,10 @@ class Searcher:
         items = {
             kind: snapshot.reader.items_at(
                 kind,
-                sorted({row for kinds in (*first, *worded) if kind in kinds for row in kinds[kind].rows.tolist()}),
+                sorted(
+                    {row for kinds in first for row in kinds[kind].rows.tolist()}
+                    | {row for spoken in worded if kind in spoken for row in spoken[kind].rows.tolist()}
+                ),
             )
             for kind in Modality
         }

@@ -1,10 +1,10 @@
-"""What the words of a question say beside its meaning: by how much a passage or a file name that holds them is likelier.
+"""What the words of a question say beside its meaning: how much likelier a passage or a file is that holds them.
 
 A vector knows what a text is about and not which number, name or code stands in it. The words know that, and little
 else: two captions that share "dog" are hardly likelier to be about the same picture, beyond what their vectors say. So
 a word counts by how rare it is. If a share p of all other passages holds it, -ln p is its *surprise*. Measured on the
-captions of Flickr8k's dev split (``benchmarks/words.py``), a shared word adds nothing to the log-odds of a match up to a
-surprise of 4.6 (one passage in a hundred), and from there on 0.8 for each nat. With S the surprise of the whole
+captions of Flickr8k's dev split (``benchmarks/words.py``), a shared word adds nothing to the log-odds of a match up to
+a surprise of 4.6 (one passage in a hundred), and from there on 0.8 for each nat. With S the surprise of the whole
 question and s that of the words that a passage holds, f = Σs / S is the share of the question that it covers, and
 
     gain = f · Σ slope · max(0, s - hinge · (1 - f⁴))
