@@ -373,13 +373,17 @@ class Reader:
 
     def texts_with(self, match: str, limit: int = -1) -> np.ndarray:
         """Numbers ``(R,)``, growing, of the passages that hold what ``match`` (``words.match_all``) says."""
-        query = "SELECT rowid FROM words WHERE words MATCH ? LIMIT ?"
-        return np.array([i for (i,) in self._connection.exec_driver_sql(query, (match, limit))], dtype=np.int64)
+        return self._holders("words", match, limit)
 
     def names_with(self, match: str, limit: int = -1) -> np.ndarray:
         """Numbers ``(R,)``, growing, of the assets whose name and folders hold it."""
-        query = "SELECT rowid FROM names WHERE names MATCH ? LIMIT ?"
-        return np.array([i for (i,) in self._connection.exec_driver_sql(query, (match, limit))], dtype=np.int64)
+        return self._holders("names", match, limit)
+
+    def _holders(self, table: str, match: str, limit: int) -> np.ndarray:
+        # As one string: a thousand rows of one number each cost four times as much.
+        query = f"SELECT group_concat(rowid) FROM (SELECT rowid FROM {table} WHERE {table} MATCH ? LIMIT ?)"
+        numbers = self._connection.exec_driver_sql(query, (match, limit)).scalar_one()
+        return np.array(numbers.split(",") if numbers else [], dtype=np.int64)
 
     def ranked_texts(self, match: str) -> dict[int, float]:
         """The passages that hold it, each with its BM25 score; more is better."""
@@ -393,9 +397,7 @@ class Reader:
 
     def word_totals(self) -> tuple[int, int]:
         """How many passages and how many names there are to be searched."""
-        texts = sa.select(sa.func.count()).where(ITEMS.c.text.is_not(None))
-        names = sa.select(sa.func.count()).select_from(ASSETS)
-        return int(self._connection.scalar(texts) or 0), int(self._connection.scalar(names) or 0)
+        return words.count_rows(self._connection, "words"), words.count_rows(self._connection, "names")
 
     def pieces(self, *, ids: Sequence[int] = (), of: Sequence[int] = (), first: int = 1) -> list[PieceRow]:
         """The items with these ``ids``, and the ``first`` items ``of`` each of these assets, by their numbers."""
@@ -426,7 +428,7 @@ class Reader:
                 faults += tuple(held) != words.name_words(key if path is None else os.fsdecode(path))
             return faults + sum(int(ask(query).scalar_one()) for query in ghosts)
         except DBAPIError:
-            return max(1, sum(self.word_totals()))
+            return sum(1 for _ in self._all_texts()) + sum(1 for _ in self._all_names())
 
     def _all_texts(self) -> Iterator[tuple[int, str]]:
         query = sa.select(ITEMS.c.id, ITEMS.c.text).where(ITEMS.c.text.is_not(None)).order_by(ITEMS.c.id)

@@ -149,6 +149,21 @@ def remove(connection: Any, item_ids: Sequence[int], asset_ids: Sequence[int]) -
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE rowid = ?", [(one,) for one in ids])
 
 
+def count_rows(connection: Any, table: str) -> int:
+    """Rows of a table, without a look at any.
+
+    FTS5 keeps the number for BM25: a varint, seven bits a byte, at the start of its record 1 (the "averages record" in
+    fts5_index.c); an empty one says 0. Counting 100,000 rows takes tens of milliseconds from a cold disk.
+    """
+    record = connection.exec_driver_sql(f"SELECT block FROM {table}_data WHERE id = 1").scalar_one()
+    count = 0
+    for byte in record:
+        count = count << 7 | byte & 127
+        if byte < 128:
+            break
+    return count
+
+
 def wipe(connection: Any) -> None:
     """Empty the tables without FTS5, for a writer that cannot keep them in step; ``create`` makes them again.
 

@@ -160,7 +160,7 @@ def query(
         bool,
         typer.Option(
             "--exact",
-            help='By words alone: answers hold all of them, "side by side" if in quotes; scores are shares of the best.',
+            help='By words alone: answers hold all, "side by side" if in quotes; scores are shares of the best.',
         ),
     ] = False,
     reranker: RerankerOption = None,

@@ -345,7 +345,7 @@ class Searcher:
         return [answers[i] for i in range(len(asked))]
 
     def _answer(self, snapshot: Snapshot, asked: Sequence[Asked], k: int, pool: int) -> list[tuple[Hits, bool]]:
-        """The ``k`` best things among the ``pool`` best pieces of each kind, and whether no other could be one of them."""
+        """The ``k`` best things among the ``pool`` best pieces of each kind, and whether no other can be among them."""
         first = [
             {kind: self._search_kind(snapshot, kind, one, max(pool, self._depth(one, kind))) for kind in Modality}
             for one in asked

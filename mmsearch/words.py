@@ -47,7 +47,9 @@ PRIOR = math.log(1 / 999)
 EVERYDAY = 1000
 """Passages of everyday English that are counted with those of the library."""
 DEPTH = 1000
-"""A word that more passages hold than this is not looked for, nor do more passages than this gain by a question."""
+"""A word that more passages, or names, hold than this is taken for one that says nothing."""
+GAINERS = 300
+"""Passages, and files, that may gain by one question: those that hold the most of it."""
 MOST_PHRASES = 32
 """Of a question; what is said after them is left to the vectors."""
 FIRST_PIECES = 64
@@ -134,17 +136,25 @@ def evidence(reader: Reader, question: str, totals: tuple[int, int]) -> Evidence
     looked = [one for one in weighed if len(one.texts) or len(one.names)]
     if not looked:
         return None
-    texts = sorted({i for one in looked for i in one.texts.tolist()})
-    names = sorted({i for one in looked for i in one.names.tolist()})
+    texts = _most([(one.texts, one.in_text) for one in looked])
+    names = _most([(one.names, one.in_name) for one in looked])
     pieces = reader.pieces(ids=texts, of=names, first=FIRST_PIECES)
     ids = np.array([piece.id for piece in pieces])
     assets = np.array([piece.asset_id for piece in pieces])
     in_text = np.stack([np.isin(ids, one.texts) * one.in_text for one in looked], axis=1)  # (P, W)
     in_name = np.stack([np.isin(assets, one.names) * one.in_name for one in looked], axis=1)  # (P, W)
-    kept = np.sort(np.lexsort((ids, -np.maximum(in_text, in_name).sum(axis=1)))[:DEPTH])
     codes = np.array([one.code for one in looked])
     total = sum(one.most for one in weighed)
-    return Evidence([pieces[i] for i in kept], in_text[kept], in_name[kept], codes, total)
+    return Evidence(pieces, in_text, in_name, codes, total)
+
+
+def _most(held: Sequence[tuple[np.ndarray, float]]) -> list[int]:
+    """The numbers, at most ``GAINERS``, that hold most of what is asked: of phrases (who holds it, its surprise)."""
+    numbers = np.unique(np.concatenate([holders for holders, _ in held]))
+    mass = np.zeros(len(numbers))
+    for holders, said in held:
+        mass[np.searchsorted(numbers, holders)] += said
+    return [int(number) for number in numbers[np.lexsort((numbers, -mass))[:GAINERS]]]
 
 
 def weigh(reader: Reader, question: str, totals: tuple[int, int]) -> list[Weighed]:

@@ -180,6 +180,25 @@ def test_words_follow_files_that_come_move_and_go(index: Index) -> None:
         assert writer.verify().sound
 
 
+def test_rows_are_counted(index: Index) -> None:
+    """300 takes two bytes of seven bits."""
+    with index.catalogue.read() as reader:
+        assert reader.word_totals() == (0, 0)
+    puts = [
+        Put(
+            Asset(f"/t/{i}.txt", Modality.TEXT, 1, 2, i.to_bytes(16, "big")),
+            [Piece(Modality.TEXT, Span(1, 1), "word")] * (2 if i < 5 else 1),
+            np.eye(4, dtype=np.float32)[: 2 if i < 5 else 1],
+        )
+        for i in range(300)
+    ]
+    with index.writing() as writer:
+        writer.apply(puts)
+        writer.apply([Remove(list(range(100, 150)))])
+    with index.catalogue.read() as reader:
+        assert reader.word_totals() == (255, 250)
+
+
 def test_what_was_removed_leaves_no_word_on_disk(index: Index) -> None:
     stored_texts(index, ["a confidential zebracorn", "harmless"], folder="/t/zebrafolder")
     assert any(b"zebracorn" in path.read_bytes() for path in index.folder.rglob("*") if path.is_file())
