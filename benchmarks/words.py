@@ -33,8 +33,10 @@ RRF_K = 60
 DEPTH = 200
 Ranked = Callable[[Sequence[Query]], list[list[str]]]
 
-NAMES = ["Ziegler", "Okafor", "Lindqvist", "Tanaka", "Moreau", "Petrov", "Hussain", "Kowalski", "Nakamura", "Brandt"]
-PLACES = ["Garmisch", "Uppsala", "Ibadan", "Sapporo", "Nantes", "Kazan", "Lahore", "Gdansk", "Coimbra", "Ulm", "Aarhus"]
+NAMES = ["Ziegler", "Okafor", "Lindqvist", "Tanaka", "Moreau", "Petrov", "Hussain", "Kowalski", "Fernandes"]
+NAMES += ["Nakamura", "Brandt", "Oyelaran"]
+PLACES = ["Garmisch", "Uppsala", "Ibadan", "Sapporo", "Nantes", "Kazan", "Lahore", "Gdansk", "Coimbra", "Kyoto"]
+PLACES += ["Ulm", "Aarhus"]
 THINGS = ["oak table", "red lamp", "garden hose", "steel shelf", "blue curtain", "ladder", "window frame", "carpet"]
 
 
@@ -156,6 +158,7 @@ def main() -> None:
         half, known = len(data) // 2, documents()[1]
         everywhere = ["/pictures", "/near", "/far"]
         tasks: dict[str, tuple[list[Query], Callable[[int, str], bool]]] = {
+            "known items": ([parse_query(text) for text, _ in known], lambda i, path: path == known[i][1]),
             "captions": (
                 [parse_query(text, kind="text", under=everywhere) for text in first],
                 lambda i, path: path.split("/")[2] == str(i),
@@ -168,7 +171,6 @@ def main() -> None:
                 [parse_query(text, under=["/pictures", "/far"]) for text in first[:half]],
                 lambda i, path: path == f"/pictures/{i}.jpg",
             ),
-            "known items": ([parse_query(text) for text, _ in known], lambda i, path: path == known[i][1]),
         }
         for task, (queries, right) in tasks.items():
             print(f"\n{task}: {len(queries)} questions\n{'':<12}    R@1    R@5   R@10")
