@@ -423,9 +423,9 @@ class Reader:
         )
         try:
             words.check(self._connection)
-            faults = sum(held != words.prepare(text) for text, held in ask(texts))
-            for path, key, *held in ask(names):
-                faults += tuple(held) != words.name_words(key if path is None else os.fsdecode(path))
+            faults = sum(1 for text, held in ask(texts) if held != words.prepare(text))
+            for path, key, name, folders in ask(names):
+                faults += (name, folders) != words.name_words(key if path is None else os.fsdecode(path))
             return faults + sum(int(ask(query).scalar_one()) for query in ghosts)
         except DBAPIError:
             return sum(1 for _ in self._all_texts()) + sum(1 for _ in self._all_names())

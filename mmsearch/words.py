@@ -10,7 +10,8 @@ question and s that of the words that a passage holds, f = Σs / S is the share 
     gain = f · Σ slope · max(0, s - hinge · (1 - f⁴))
 
 Half of a question lifts little; a question of one rare word, all of which a passage holds, lifts by all its surprise.
-A code such as "2024-113" is nothing to a vector, and has no hinge; and what holds all of a question is taken to be at
+What the vector has said already is not counted twice: with odds o before and c for one in ten, o · (1 + (e^gain - 1) /
+(1 + o / c)) are those after. A code such as "2024-113" is nothing to a vector, and has no hinge; and what holds all of a question is taken to be at
 least as likely as anything before its words are counted (one in a thousand), whatever its vector says: that of a
 picture is far from its file name.
 
@@ -44,6 +45,8 @@ COVERED = 4
 """The power of the covered share by which the hinge goes down."""
 PRIOR = math.log(1 / 999)
 """Log-odds of anything before it is looked at, as ``mmsearch.calibration`` has them."""
+KNOWN = math.log(0.1)
+"""Log-odds from which on the vector has said already what shared words would say again."""
 EVERYDAY = 1000
 """Passages of everyday English that are counted with those of the library."""
 DEPTH = 1000
@@ -122,8 +125,9 @@ class Evidence:
 
 
 def raised(logits: np.ndarray, gains: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Log-odds ``(P,)`` with what words add to them."""
-    return np.asarray(logits + gains + whole * np.maximum(PRIOR - logits, 0))
+    """Log-odds ``(P,)`` with what words add to them: all of it below ``KNOWN``, less and less above."""
+    floor = logits + whole * np.maximum(PRIOR - logits, 0)
+    return np.asarray(floor + np.log1p(np.expm1(gains) / (1 + np.exp(floor - KNOWN))))
 
 
 def evidence(reader: Reader, question: str, totals: tuple[int, int]) -> Evidence | None:

@@ -334,8 +334,10 @@ def test_gains_by_hand() -> None:
     half = 4.6 * (1 - 0.5**4)
     assert gains.tolist() == pytest.approx([0.9 * 6 + 0.8 * 6, 0.5 * 0.9 * 6, 0.5 * 0.8 * (6 - half)])
     assert whole.tolist() == pytest.approx([1, 0.0625, 0.0625])
-    assert raised(np.array([-12.0, 0.0]), np.array([5.0, 5.0]), np.array([1.0, 1.0])).tolist() == pytest.approx(
-        [PRIOR + 5, 5]
+    # Far below odds of 1 : 10 the gain counts whole, from the prior on; at even odds e⁵ - 1 is divided by 1 + 10.
+    expected = [PRIOR + math.log(1 + math.expm1(5) / (1 + 10 / 999)), math.log(1 + math.expm1(5) / 11), 1.0]
+    assert raised(np.array([-12.0, 0, 1]), np.array([5.0, 5, 0]), np.array([1.0, 1, 0])).tolist() == pytest.approx(
+        expected
     )
 
 
