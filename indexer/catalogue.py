@@ -8,6 +8,7 @@ This is the only module that imports sqlalchemy, and it does the writing; what i
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
     skipped        a file that could not be read, with the reason; not tried again until it changes
     freed          rows whose piece is gone and whose bytes must be, or are, zeros
+    words, names   what is searched word by word, see ``indexer.words``; absent where SQLite lacks FTS5
 
 Paths are stored as bytes, as the file system has them: a name need not be UTF-8.
 """
@@ -27,6 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from indexer import words
 from indexer.reader import (
     BUSY_SECONDS,
     SCHEMA_VERSION,
@@ -110,6 +112,9 @@ FREED = sa.Table(
     sa.Column("erased", sa.Boolean, nullable=False),
 )
 
+_WORDS_BATCH = 1000
+"""Passages that are put into the word search at once when it is made again."""
+
 
 class Catalogue:
     """One database, opened for writing, which belongs to whoever holds the lock of the index."""
@@ -130,7 +135,8 @@ class Catalogue:
             with self._engine.begin() as connection:
                 _METADATA.create_all(connection)
                 _migrate(connection)
-        except (SQLAlchemyError, OSError) as exc:
+                _bring_words(Writer(connection))
+        except (SQLAlchemyError, sqlite3.Error, OSError) as exc:
             raise translate(exc, path) from exc
 
     def close(self) -> None:
@@ -184,6 +190,30 @@ class Writer(Reader):
             return
         for name, value in (("schema", SCHEMA_VERSION), ("version", 0), ("generation", 1)):
             self._set(name, value)
+        _bring_words(self)
+
+    def is_initialised(self) -> bool:
+        """Whether the counters are set."""
+        return self._connection.scalar(sa.select(META.c.value).where(META.c.name == "schema")) is not None
+
+    def forget_words(self) -> None:
+        """Empty the tables of the word search, which this SQLite cannot keep in step."""
+        words.wipe(self._plain)
+        self._connection.execute(sa.delete(META).where(META.c.name.in_(["words", "word_traces"])))
+
+    def make_words(self) -> None:
+        """Make the tables of the word search again from what the catalogue holds; nothing where there are none."""
+        if words.available():
+            _make_words(self)
+
+    def clear_word_traces(self) -> None:
+        """Let no word of what was removed stand in the tables."""
+        words.rewrite(self._plain)
+        self._set("word_traces", 0)
+
+    def _leave_traces(self) -> None:
+        if sqlite3.sqlite_version_info < words.SECURE_DELETE and not self.word_traces():
+            self._set("word_traces", 1)
 
     def _set(self, name: str, value: int) -> None:
         changed = self._connection.execute(sa.update(META).where(META.c.name == name).values(value=value))
@@ -206,10 +236,16 @@ class Writer(Reader):
             self.forget_skipped([asset.path])
         key = result.inserted_primary_key
         assert key is not None
+        if words.available():
+            words.put_name(self._plain, int(key[0]), asset.path or asset.key or "")
         return int(key[0])
 
     def change_asset(self, asset_id: int, asset: Asset) -> None:
         """Give an asset another path or stamp; its items stay as they are."""
+        before = self.asset(asset_id)
+        if words.available() and (before.path, before.key) != (asset.path, asset.key):
+            words.put_name(self._plain, asset_id, asset.path or asset.key or "")
+            self._leave_traces()
         self._connection.execute(sa.update(ASSETS).where(ASSETS.c.id == asset_id).values(_asset_values(asset)))
         if asset.path:
             self.forget_skipped([asset.path])
@@ -240,6 +276,12 @@ class Writer(Reader):
             ],
         )
 
+        texts = {item.ordinal: item.text for item in items if item.text is not None}
+        if texts and words.available():
+            where = (ITEMS.c.asset_id == asset_id) & (ITEMS.c.ordinal >= min(texts)) & (ITEMS.c.ordinal <= max(texts))
+            numbers = self._connection.execute(sa.select(ITEMS.c.id, ITEMS.c.ordinal).where(where)).all()
+            words.put_texts(self._plain, [(n, texts[o]) for n, o in numbers if o in texts])
+
     def set_token_format(self, tokens: TokenFormat) -> None:
         """Say whose image tokens the index holds from now on; no picture has any then."""
         self._connection.execute(sa.delete(TOKEN_FORMAT))
@@ -261,9 +303,16 @@ class Writer(Reader):
         """Delete assets with their items; return the rows that are now free, which must be erased."""
         freed: dict[Modality, list[int]] = {}
         for chunk in chunks(asset_ids):
-            query = sa.select(ITEMS.c.modality, ITEMS.c.row).where(ITEMS.c.asset_id.in_(chunk))
-            for modality, row in self._connection.execute(query):
+            query = sa.select(ITEMS.c.id, ITEMS.c.modality, ITEMS.c.row, ITEMS.c.text.is_not(None)).where(
+                ITEMS.c.asset_id.in_(chunk)
+            )
+            texts: list[int] = []
+            for item_id, modality, row, worded in self._connection.execute(query):
                 freed.setdefault(Modality(modality), []).append(row)
+                texts += [item_id] if worded else []
+            if words.available():
+                words.remove(self._plain, texts, chunk)
+                self._leave_traces()
             self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.asset_id.in_(chunk)))
             self._connection.execute(sa.delete(ASSETS).where(ASSETS.c.id.in_(chunk)))
         for modality, rows in freed.items():
@@ -329,6 +378,36 @@ def _migrate(connection: Connection) -> None:
             connection.exec_driver_sql(f"ALTER TABLE items ADD COLUMN {declared}")
     older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
     connection.execute(sa.update(META).where(older).values(value=SCHEMA_VERSION))
+
+
+def _bring_words(writer: Writer) -> None:
+    """Make the tables of the word search where they are missing or old; empty what can no longer be kept in step."""
+    if not writer.is_initialised():
+        return  # a catalogue that is being made, see Writer.initialise
+    if not words.available():
+        writer.forget_words()
+    elif not writer.has_words():
+        _make_words(writer)
+
+
+def _make_words(writer: Writer) -> None:
+    connection = writer._plain
+    try:
+        words.create(connection)
+    except sqlite3.Error:
+        words.clear_away(connection)
+        words.create(connection)
+    waiting: list[tuple[int, str]] = []
+    for item_id, text in writer.all_texts():
+        waiting.append((item_id, text))
+        if len(waiting) == _WORDS_BATCH:
+            words.put_texts(connection, waiting)
+            waiting = []
+    words.put_texts(connection, waiting)
+    for asset_id, name in writer.all_names():
+        words.put_name(connection, asset_id, name)
+    writer._set("words", words.VERSION)
+    writer._set("word_traces", 0)
 
 
 def _on_connect(connection: Any, _record: object) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from indexer import words
 from indexer.errors import IndexDamaged, StorageError, UsageError
-from indexer.records import Filter, ItemRow, NewItem, Stamp, State
+from indexer.records import Filter, ItemRow, NewItem, PieceRow, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
 
@@ -32,6 +33,8 @@ IN_CHUNK = 500
 UNDER_CHUNK = 100
 """Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
 BUSY_SECONDS = 30
+_NAME_WEIGHT = 4.0
+"""Of a word in the name of a file, where one in the names of its folders weighs 1."""
 _ASSET = 'id, path, "key", modality, size, mtime_ns, digest, taken, metadata'
 _PLACE = 'first_line, last_line, page, start, "end", best, box'
 """Where in its file an item stands; see ``_span``."""
@@ -263,6 +266,84 @@ class Reader:
         query = 'SELECT id, asset_id, modality, "row", crc FROM items ORDER BY modality, "row"'
         for item_id, asset_id, modality, row, crc in self._plain.execute(query):
             yield ItemRow(item_id, asset_id, Modality(modality), row, crc)
+
+    def has_words(self) -> bool:
+        """Whether words can be searched: this Python can, and a writer has made the tables, in a form it can read."""
+        if not words.available() or self._column("SELECT value FROM meta WHERE name = 'words'") != [words.VERSION]:
+            return False
+        try:
+            for table in ("words", "names"):
+                self._all(f"SELECT rowid FROM {table} WHERE {table} MATCH 'a' LIMIT 1")
+        except sqlite3.Error:
+            return False
+        return True
+
+    def texts_with(self, match: str, limit: int = -1) -> np.ndarray:
+        """Numbers ``(R,)``, growing, of the passages that hold what ``match`` (``words.match_all``) says."""
+        return self._holders("words", match, limit)
+
+    def names_with(self, match: str, limit: int = -1) -> np.ndarray:
+        """Numbers ``(R,)``, growing, of the assets whose name and folders hold it."""
+        return self._holders("names", match, limit)
+
+    def _holders(self, table: str, match: str, limit: int) -> np.ndarray:
+        # As one string: a thousand rows of one number each cost four times as much.
+        query = f"SELECT group_concat(rowid) FROM (SELECT rowid FROM {table} WHERE {table} MATCH ? LIMIT ?)"
+        (numbers,) = self._column(query, (match, limit))
+        return np.array(numbers.split(",") if numbers else [], dtype=np.int64)
+
+    def ranked_texts(self, match: str) -> dict[int, float]:
+        """The passages that hold it, each with its BM25 score; more is better."""
+        return dict(self._all("SELECT rowid, -bm25(words) FROM words WHERE words MATCH ?", (match,)))
+
+    def ranked_names(self, match: str) -> dict[int, float]:
+        """The assets whose name and folders hold it, each with its BM25 score, in which the name counts more."""
+        query = f"SELECT rowid, -bm25(names, {_NAME_WEIGHT}, 1.0) FROM names WHERE names MATCH ?"
+        return dict(self._all(query, (match,)))
+
+    def word_totals(self) -> tuple[int, int]:
+        """How many passages and how many names there are to be searched."""
+        return words.count_rows(self._plain, "words"), words.count_rows(self._plain, "names")
+
+    def pieces(self, *, ids: Sequence[int] = (), of: Sequence[int] = (), first: int = 1) -> list[PieceRow]:
+        """The items with these ``ids``, and the ``first`` items ``of`` each of these assets, by their numbers."""
+        found: dict[int, PieceRow] = {}
+        query = 'SELECT id, asset_id, modality, "row" FROM items WHERE'
+        for where, values in ((f"{query} id IN", ids), (f"{query} ordinal < {first:d} AND asset_id IN", of)):
+            for chunk in chunks(values):
+                for item_id, asset_id, modality, row in self._all(f"{where} {_marks(chunk)}", chunk):
+                    found[item_id] = PieceRow(item_id, asset_id, Modality(modality), row)
+        return [found[one] for one in sorted(found)]
+
+    def word_faults(self) -> int:
+        """How many passages and names differ from what the word search holds of them; all if it is broken."""
+        texts = "SELECT i.text, w.text FROM items i LEFT JOIN words w ON w.rowid = i.id WHERE i.text IS NOT NULL"
+        names = 'SELECT a.path, a."key", n.name, n.folders FROM assets a LEFT JOIN names n ON n.rowid = a.id'
+        ghosts = (
+            "SELECT count(*) FROM words WHERE rowid NOT IN (SELECT id FROM items WHERE text IS NOT NULL)",
+            "SELECT count(*) FROM names WHERE rowid NOT IN (SELECT id FROM assets)",
+        )
+        try:
+            words.check(self._plain)
+            faults = sum(1 for text, held in self._plain.execute(texts) if held != words.prepare(text))
+            for path, key, name, folders in self._plain.execute(names):
+                faults += (name, folders) != words.name_words(key if path is None else os.fsdecode(path))
+            return faults + sum(int(count) for query in ghosts for count in self._column(query))
+        except sqlite3.Error:
+            return sum(1 for _ in self.all_texts()) + sum(1 for _ in self.all_names())
+
+    def all_texts(self) -> Iterator[tuple[int, str]]:
+        """Every passage with its number."""
+        yield from self._plain.execute("SELECT id, text FROM items WHERE text IS NOT NULL ORDER BY id")
+
+    def all_names(self) -> Iterator[tuple[int, str]]:
+        """The path, or the key, of every asset with its number."""
+        for asset_id, path, key in self._plain.execute('SELECT id, path, "key" FROM assets'):
+            yield asset_id, key if path is None else os.fsdecode(path)
+
+    def word_traces(self) -> bool:
+        """Whether words of what was removed may still stand in the tables."""
+        return any(self._column("SELECT value FROM meta WHERE name = 'word_traces'"))
 
     def skipped(self) -> list[Skipped]:
         """Every file that was not taken, with the reason, in the order of their names."""
