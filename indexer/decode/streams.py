@@ -55,7 +55,7 @@ class Source:
     report: Callable[[str], None]
     stored: int = 0
     last: Span | None = None
-    fps: float = 1.0
+    fps: float = 4.0
     """Frames of a video that are looked at in a second, at most."""
 
 
@@ -75,10 +75,20 @@ class Kind(NamedTuple):
 
 
 TEXT_EXTENSIONS = frozenset({"csv", "markdown", "md", "tsv", "txt"})
+VIDEO_EXTENSIONS = frozenset(
+    {"3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"}
+)
+SUBTITLE_EXTENSIONS = frozenset({"ass", "srt", "ssa", "vtt"})
 
 KINDS: dict[str, Kind] = {}
-"""The kind of a file by its extension, in lower case and without its dot. Pictures of one frame are not among them."""
+"""The kind of a file by its extension, in lower case and without its dot. Pictures of one frame are not among them: a
+GIF or WebP is here for the case that it has more."""
 KINDS |= dict.fromkeys(TEXT_EXTENSIONS, Kind(Modality.TEXT, "indexer.decode.streams:iter_texts"))
+KINDS |= dict.fromkeys(
+    VIDEO_EXTENSIONS | {"gif"}, Kind(Modality.VIDEO, "indexer.decode.video:iter_clips", "indexer.decode.video:still")
+)
+KINDS |= {"webp": Kind(Modality.VIDEO, "indexer.decode.animation:iter_clips", "indexer.decode.animation:still")}
+KINDS |= dict.fromkeys(SUBTITLE_EXTENSIONS, Kind(Modality.VIDEO, "indexer.decode.subtitles:iter_subtitles"))
 
 
 def decode(source: Source) -> Iterator[Passage | Picture]:
