@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from indexer.changes import Piece, Put, Remove
-from indexer.decode import Passage, Picture, Source, decode
+from indexer.decode import Passage, Picture, Source, decode, stream_suffix
 from indexer.embedding import Embed, encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
@@ -90,9 +90,10 @@ class _Embedded:
 class Streams:
     """The files of many pieces of one run."""
 
-    def __init__(self, run: Run, embed: Embed) -> None:
+    def __init__(self, run: Run, embed: Embed, fps: float) -> None:
         self._run = run
         self._embed = embed
+        self._fps = fps
         self._files: list[_File] = []
         self._texts = 0
         self._frames = 0
@@ -153,7 +154,7 @@ class Streams:
         source = Source(
             path,
             stream,
-            os.path.splitext(path)[1].lower(),
+            stream_suffix(path, file.read.found.modality),
             encoder.prepare,
             encoder.image_size,
             encoder.max_tokens,
@@ -161,6 +162,7 @@ class Streams:
             lambda reason: self._run.partly(path, reason),
             file.stored,
             file.last,
+            self._fps,
         )
         pieces = decode(source)
         while True:

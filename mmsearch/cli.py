@@ -74,6 +74,9 @@ def index(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave out, as in .gitignore; repeatable.")
     ] = None,
+    fps: Annotated[
+        float, typer.Option(metavar="N", help="Look at so many frames of a second of video, at most.")
+    ] = 4.0,
     max_text_mb: Annotated[float, typer.Option(min=0, help="Skip text files above this many megabytes.")] = 20.0,
     json_: JsonOption = False,
 ) -> None:
@@ -105,6 +108,7 @@ def index(
                         *paths or (),
                         exclude=exclude or (),
                         max_text_bytes=int(max_text_mb * 1e6),
+                        fps=fps,
                         tokens=not no_tokens,
                         progress=progress,
                     )
@@ -156,6 +160,7 @@ def query(
     candidates: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rerank so many of the first answers; else what pays.")
     ] = None,
+    moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
     reranker: RerankerOption = None,
     json_: JsonOption = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths only, one a line.")] = False,
@@ -192,6 +197,7 @@ def query(
             min_prob=min_prob,
             rerank=not no_rerank,
             candidates=candidates,
+            moments=moments,
         )
     if json_:
         print(present.hits_json(hits))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
+from indexer.decode.streams import FPS
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
 from indexer.errors import ModelMismatch, NoIndex, UsageError
@@ -172,6 +173,7 @@ class Library:
         *paths: str | os.PathLike[str],
         exclude: Sequence[str] = (),
         max_text_bytes: int = MAX_TEXT_BYTES,
+        fps: float = FPS,
         tokens: bool = True,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> UpdateReport:
@@ -182,6 +184,7 @@ class Library:
         that it reads; in an index that has pictures and no tokens, ``add_tokens`` begins with that.
 
         Args:
+            fps: how many frames of a second of video are looked at, at most.
             tokens: False leaves new pictures without image tokens; they are not reranked.
 
         Raises:
@@ -192,6 +195,8 @@ class Library:
         """
         if not paths:
             raise UsageError("nothing to index: name a folder or a file")
+        if not 0.1 <= fps <= 60:
+            raise UsageError(f"{fps:g} frames a second cannot be looked at; between 0.1 and 60 can")
         for path in paths:
             if not os.path.exists(path):
                 raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
@@ -202,6 +207,7 @@ class Library:
             roots,
             exclude=exclude,
             max_text_bytes=max_text_bytes,
+            fps=fps,
             compressor=self._compressor() if tokens else None,
             progress=progress,
         )
@@ -253,6 +259,7 @@ class Library:
         min_prob: float | None = None,
         rerank: bool = True,
         candidates: int | None = None,
+        moments: int = 1,
     ) -> Hits:
         """The items that fit best, best first; the same question gives the same list.
 
@@ -275,6 +282,7 @@ class Library:
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.
             rerank: whether the reranker, if there is one, looks again at the first answers.
             candidates: how many of the first answers of each kind it looks at; by default what its model says.
+            moments: how many moments of one video may be among the answers.
 
         Raises:
             UsageError: the question makes no sense; the message says why.
@@ -293,6 +301,7 @@ class Library:
             min_prob=MATCH if k is None and min_prob is None else min_prob,
             rerank=rerank,
             candidates=candidates,
+            moments=moments,
         )
         return self.searcher().search(query, ANSWERS if k is None else k)
 

@@ -42,6 +42,8 @@ class Query:
     """Whether a reranker, if there is one, looks again at the first answers."""
     candidates: int | None = None
     """How many of the first answers of each kind it looks at; as many as its model says if None."""
+    moments: int = 1
+    """How many moments of one video may be among the answers."""
 
 
 def parse_query(
@@ -56,6 +58,7 @@ def parse_query(
     min_prob: float | None = None,
     rerank: bool = True,
     candidates: int | None = None,
+    moments: int = 1,
 ) -> Query:
     """Check what was asked and put it into one form.
 
@@ -74,6 +77,8 @@ def parse_query(
         raise UsageError(f"a probability lies between 0 and 1; the smallest asked for is {min_prob}")
     if candidates is not None and candidates < 1:
         raise UsageError(f"candidates is {candidates}; rerank at least 1 answer, or switch reranking off")
+    if moments < 1:
+        raise UsageError(f"moments is {moments}; let a video have at least 1 moment among the answers")
     kinds = [word.strip() for one in ([kind] if isinstance(kind, str) else kind or ()) for word in one.split(",")]
     folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
     where = Filter(
@@ -82,9 +87,8 @@ def parse_query(
         None if before is None else parse_time(before),
     )
     without = tuple(words.strip() for words in without if words.strip())
-    return Query(
-        text or None, image, without, tuple(dict.fromkeys(map(_modality, kinds))), where, min_prob, rerank, candidates
-    )
+    modalities = tuple(dict.fromkeys(map(_modality, kinds)))
+    return Query(text or None, image, without, modalities, where, min_prob, rerank, candidates, moments)
 
 
 def parse_time(when: str | datetime) -> float:

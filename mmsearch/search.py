@@ -13,7 +13,8 @@ import numpy as np
 from indexer.encoders import Encoder
 from indexer.errors import UsageError
 from indexer.index import Index, Snapshot
-from indexer.types import VISUAL, Box, Item, Modality, Span
+from indexer.types import VISUAL, Asset, Box, Item, Modality, Span
+from mmsearch import moments
 from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.query import Query
 from mmsearch.rerank import PictureSide, Reranker, TextSide
@@ -25,6 +26,9 @@ EXCLUSION_POOL = 2000
 """Answers among which ``without`` chooses: what is left after the unwanted sank is sought in the best so many."""
 EXCLUSION_WEIGHT = 3.0
 """Log-odds that an answer loses for each standard deviation by which it shows the unwanted; chosen on Flickr8k dev."""
+_WIDER = 8
+"""How many times more answers are sought where those of one video have left too few hits."""
+
 EXCLUSION_SAMPLE = 1024
 """Items of the library on which that deviation is measured."""
 
@@ -295,25 +299,38 @@ class Searcher:
         if k < 1:
             raise UsageError(f"k is {k}; ask for at least 1 answer")
         with self.index.snapshot() as snapshot:
-            first = [
-                {kind: self._search_kind(snapshot, kind, one, max(k, self._depth(one, kind))) for kind in Modality}
-                for one in asked
-            ]
-            items = {
-                kind: snapshot.reader.items_at(
-                    kind, sorted({row for kinds in first if kind in kinds for row in kinds[kind].rows.tolist()})
-                )
-                for kind in Modality
-            }
-            reasons: list[list[str]] = [[] for _ in asked]
-            found = [
-                {kind: self._look_again(snapshot, kind, one, kinds[kind], items[kind], why) for kind in kinds}
-                for one, kinds, why in zip(asked, first, reasons, strict=True)
-            ]
-        return [
-            _hits(one.query, kinds, items, k, "; ".join(dict.fromkeys(why)) or None, self._explain_hit)
-            for one, kinds, why in zip(asked, found, reasons, strict=True)
+            has_videos = any(Modality.VIDEO in snapshot.kinds_of(kind) for kind in Modality)
+            # Merging makes one hit of several answers, and one video may fill a list: more are needed than asked for.
+            pool = max(k, moments.POOL) if has_videos else k
+            answers = self._answer(snapshot, asked, k, pool)
+            while short := [i for i, hits in enumerate(answers) if hits is None]:
+                pool *= _WIDER
+                again = self._answer(snapshot, [asked[i] for i in short], k, pool)
+                for i, hits in zip(short, again, strict=True):
+                    answers[i] = hits
+        return [hits for hits in answers if hits is not None]
+
+    def _answer(self, snapshot: Snapshot, asked: Sequence[Asked], k: int, pool: int) -> list[Hits | None]:
+        """The ``k`` best hits for each question, made of the ``pool`` best answers of each kind; None where these are
+        too few."""
+        first = [
+            {kind: self._search_kind(snapshot, kind, one, max(pool, self._depth(one, kind))) for kind in Modality}
+            for one in asked
         ]
+        items = {
+            kind: snapshot.reader.items_at(kind, sorted({row for kinds in first for row in kinds[kind].rows.tolist()}))
+            for kind in Modality
+        }
+        videos = _videos(snapshot, items[Modality.TEXT].values())
+        answers: list[Hits | None] = []
+        for one, kinds in zip(asked, first, strict=True):
+            reasons: list[str] = []
+            found = {kind: self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons) for kind in kinds}
+            merged = moments.merge(moments.with_videos(_pieces(found, items), videos), one.query.moments)
+            hits = _hits(one.query, merged[:k], "; ".join(dict.fromkeys(reasons)) or None, self._explain_hit)
+            more = any(len(kinds[kind].rows) >= pool for kind in kinds)
+            answers.append(None if len(merged) < k and more and not hits.nothing_else_matches else hits)
+        return answers
 
     def _depth(self, asked: Asked, answered: Modality) -> int:
         """How many answers of one kind are looked at again."""
@@ -395,13 +412,17 @@ class Searcher:
 
     def _explain_hit(self, query: Query, item: Item, method: str) -> Explanation:
         """The words and the picture among what was asked and what was found."""
-        if item.modality is Modality.IMAGE and query.text is not None:
+        if item.modality in VISUAL and query.text is not None:
             if not item.asset.path:
                 raise UsageError(
                     f"{item.asset.key!r} was added from memory, and there is no file to look at again; give the "
                     "picture to Library.explain"
                 )
-            return self.explain(query.text, show(item.asset.path, self.encoder.image_size), method)
+            size = self.encoder.image_size
+            if item.asset.modality is Modality.IMAGE:
+                return self.explain(query.text, show(item.asset.path, size), method)
+            image = PictureSide(path=item.asset.path, span=item.span or Span(), kind=item.asset.modality).open(size)
+            return self.explain(query.text, Shown(image, item.asset.path, image.size), method)
         if item.modality is Modality.TEXT and query.image is not None:
             shown = show(query.image, self.encoder.image_size)
             return self.explain(item.text or "", shown, method, asked=Modality.IMAGE)
@@ -442,30 +463,41 @@ def _asked(
     return Asked(query, tuple(wanted), tuple(Part(Modality.TEXT, next(texts)[0], 1.0) for _ in query.without))
 
 
-def _hits(
-    query: Query,
-    found: Mapping[Modality, _Found],
-    items: Mapping[Modality, Mapping[int, Item]],
-    k: int,
-    not_reranked: str | None,
-    explain_hit: Callable[[Query, Item, str], Explanation],
-) -> Hits:
-    """The ``k`` best of what was found of every kind, ties to the smaller item, as far as they are likely enough."""
+def _videos(snapshot: Snapshot, items: Iterable[Item]) -> dict[str, Asset]:
+    """The video beside each subtitle file among the files of ``items``, by the path of the subtitle file."""
+    paths = {item.asset.path for item in items if item.asset.modality is Modality.VIDEO}
+    candidates = {path: moments.beside(path) for path in sorted(paths)}
+    there = snapshot.reader.assets_at([video for videos in candidates.values() for video in videos])
+    found = {path: next((v for v in videos if v in there), None) for path, videos in candidates.items()}
+    return {path: there[video] for path, video in found.items() if video is not None}
 
-    def explaining(item: Item) -> Callable[[str], Explanation]:
-        return lambda method: explain_hit(query, item, method)
 
-    best = [
-        (logit, items[kind][row], reranked)
+def _pieces(found: Mapping[Modality, _Found], items: Mapping[Modality, Mapping[int, Item]]) -> list[moments.Piece]:
+    """What was found of every kind in one list, best first, ties to the smaller item."""
+    pieces = [
+        moments.Piece(logit, items[kind][row], reranked)
         for kind, of_kind in found.items()
         for logit, row, reranked in zip(
             of_kind.logits.tolist(), of_kind.rows.tolist(), of_kind.reranked.tolist(), strict=True
         )
     ]
-    best.sort(key=lambda one: (-one[0], one[1].id))
+    return sorted(pieces, key=lambda piece: (-piece.logit, piece.item.id))
+
+
+def _hits(
+    query: Query,
+    best: Sequence[moments.Piece],
+    not_reranked: str | None,
+    explain_hit: Callable[[Query, Item, str], Explanation],
+) -> Hits:
+    """The answers ``best``, as far as they are likely enough."""
+
+    def explaining(item: Item) -> Callable[[str], Explanation]:
+        return lambda method: explain_hit(query, item, method)
+
     hits = [
-        Hit(rank, probability(logit), item, again, explaining(item))
-        for rank, (logit, item, again) in enumerate(best[:k], 1)
+        Hit(rank, probability(one.logit), one.item, one.reranked, explaining(one.item))
+        for rank, one in enumerate(best, 1)
     ]
     likely = [hit for hit in hits if query.min_prob is None or hit.score >= query.min_prob]
     return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ class _End:
     error: BaseException | None = None
 
 
-def ahead(values: Iterator[T], count: int) -> Iterator[T]:
+def ahead(values: Generator[T, None, None], count: int) -> Generator[T, None, None]:
     """What ``values`` gives, at most ``count`` of it made before it is taken. What it raises is raised here.
 
     Closing this closes ``values``, in its thread, before it returns.
@@ -40,7 +40,7 @@ def ahead(values: Iterator[T], count: int) -> Iterator[T]:
 
     def work() -> None:
         try:
-            with closing(values):  # type: ignore[type-var]
+            with closing(values):
                 for value in values:
                     put(value)
                     if stopped.is_set():

@@ -2,9 +2,9 @@
 
 Frames come as small pictures, a few a second. Two frames are compared by what their layouts have in common and by their
 colours. A cut lies where the frames on its two sides differ far more than frames of the same distance in time do
-nearby: a hard cut between two frames, a dissolve in the middle of the frames that it takes. A slow zoom or a pan differs
-as much everywhere, and is no cut. What dissolves leave between two frames is small; hence frames are compared across a
-window (twin comparison, Zhang, Kankanhalli and Smoliar, "Automatic partitioning of full-motion video", 1993).
+nearby: a hard cut between two frames, a dissolve in the middle of the frames that it takes. A slow zoom or a pan
+differs as much everywhere, and is no cut. What a dissolve leaves between two frames is small; hence frames are compared
+across a window (twin comparison, Zhang, Kankanhalli and Smoliar, "Automatic partitioning of full-motion video", 1993).
 
 T is a number of frames.
 """

@@ -11,9 +11,11 @@ A decoder module is loaded with the first file that needs it.
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from indexer.decode.text import Passage, iter_passages
 from indexer.types import Modality, Span
@@ -21,6 +23,10 @@ from indexer.types import Modality, Span
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+
+FPS = 4.0
+"""Frames of a video that are looked at in a second unless somebody says otherwise: what finds cuts and dissolves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +61,7 @@ class Source:
     report: Callable[[str], None]
     stored: int = 0
     last: Span | None = None
-    fps: float = 4.0
+    fps: float = FPS
     """Frames of a video that are looked at in a second, at most."""
 
 
@@ -91,9 +97,29 @@ KINDS |= {"webp": Kind(Modality.VIDEO, "indexer.decode.animation:iter_clips", "i
 KINDS |= dict.fromkeys(SUBTITLE_EXTENSIONS, Kind(Modality.VIDEO, "indexer.decode.subtitles:iter_subtitles"))
 
 
+_MOVING = re.compile(
+    rb"....ftyp|....moov|....mdat|....wide|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|OggS|\0\0\x01[\xba\xb3]|"
+    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    re.DOTALL,
+)
+
+
+def is_moving(head: bytes) -> bool:
+    """Whether a file that begins so, and is no picture, is a video in a known format."""
+    return _MOVING.match(head) is not None
+
+
+def stream_suffix(path: str, modality: Modality) -> str:
+    """The suffix, with its dot, of what a file really is: its own, or that of a video which is called otherwise."""
+    suffix = os.path.splitext(path)[1].lower()
+    kind = KINDS.get(suffix[1:])
+    return suffix if kind is not None and kind.modality is modality else ".mp4"
+
+
 def decode(source: Source) -> Iterator[Passage | Picture]:
     """The pieces of a file, by the decoder of its kind."""
-    return _load(KINDS[source.suffix[1:]].decoder)(source)  # type: ignore[no-any-return]
+    decoder: Decoder = _load(KINDS[source.suffix[1:]].decoder)
+    return decoder(source)
 
 
 def still(path: str, suffix: str, span: Span, size: int) -> Image:
@@ -105,7 +131,8 @@ def still(path: str, suffix: str, span: Span, size: int) -> Image:
     """
     name = KINDS[suffix[1:]].still
     assert name is not None, suffix
-    return _load(name)(path, span, size)  # type: ignore[no-any-return]
+    reader: Still = _load(name)
+    return reader(path, span, size)
 
 
 def iter_texts(source: Source) -> Iterator[Passage]:
@@ -118,7 +145,6 @@ def iter_texts(source: Source) -> Iterator[Passage]:
             yield passage
 
 
-def _load(name: str) -> Callable[..., object]:
+def _load(name: str) -> Any:
     module, _, function = name.partition(":")
-    loaded: Callable[..., object] = getattr(importlib.import_module(module), function)
-    return loaded
+    return getattr(importlib.import_module(module), function)

@@ -11,12 +11,13 @@ is the only module that imports PyAV to read frames.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import av
 import av.error
@@ -26,7 +27,8 @@ from PIL import Image
 
 from indexer.decode.ahead import ahead
 from indexer.decode.shots import THUMB, CutFinder, Descriptor, choose, describe, difference
-from indexer.decode.streams import Passage, Picture, Source
+from indexer.decode.streams import Picture, Source
+from indexer.decode.text import Passage
 from indexer.errors import DecodeError
 from indexer.types import Span
 
@@ -48,6 +50,8 @@ _SHORTEST = 4.0
 """Seconds before a clip may end for that reason."""
 _LASTING = 2.0
 """Seconds that it must last."""
+_GAP = 3.0
+"""Seconds at either end of a gap between two frames that are filled with the first."""
 _KEPT = 12
 """Frames of a clip that are held until it ends: so many of the last, for they may belong to the next one, and of those
 before them every one, then every second, every fourth …"""
@@ -70,9 +74,34 @@ class Frame:
     """A decoded frame: its time in seconds and how it is to be drawn upright."""
 
     time: float
-    raw: VideoFrame
-    aspect: Fraction
+    raw: Any
+    aspect: Fraction | int
     turn: int
+    """Degrees against the clock."""
+
+
+class Footage(Protocol):
+    """What has frames: a ``Video``, or an animation."""
+
+    damaged: int
+    """Parts that could not be decoded."""
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that the file says it has; None if it does not say."""
+
+    @property
+    def frame_length(self) -> float:
+        """Seconds that the last frame is shown."""
+
+    def frames(self, start: float = 0.0, *, fps: float | None = None) -> Iterator[Frame]:
+        """Frames from ``start`` on, in the order of their times; with ``fps`` at most so many a second."""
+
+    def thumb(self, frame: Frame) -> np.ndarray:
+        """The frame as a small picture ``(24, 32, 3)`` uint8, not turned."""
+
+    def picture(self, frame: Frame, size: int | None = None) -> Image.Image:
+        """The frame in RGB, upright; shrunk to ``2 * size`` pixels on its shorter side, if that is less."""
 
 
 class Video:
@@ -102,7 +131,6 @@ class Video:
         self._start = start / 1_000_000 if start is not None else 0.0
         self._reformatter = VideoReformatter()
         self.damaged = 0
-        """Packets that could not be decoded."""
 
     def _choose_stream(self) -> VideoStream:
         streams = [s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -131,11 +159,23 @@ class Video:
         self.close()
 
     @property
+    def frame_length(self) -> float:
+        """Seconds that a frame is shown, on the average."""
+        rate = self.stream.average_rate
+        return float(1 / rate) if rate else 0.04
+
+    @property
     def duration(self) -> float | None:
-        """Seconds that the file says it has."""
+        """Seconds that the file says it has; None where it only guesses, as a transport stream does by its size."""
+        if self.container.format.name in ("mpegts", "mpeg", "mpegvideo", "h264", "hevc"):
+            return None
         if self.stream.duration is not None and self.stream.time_base is not None:
             return float(self.stream.duration * self.stream.time_base)
-        return self.container.duration / 1_000_000 if self.container.duration else None
+        clock = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", self.stream.metadata.get("DURATION", ""))
+        if clock:
+            return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+        alone = len(self.container.streams) == 1  # else it may be the sound that lasts longer
+        return self.container.duration / 1_000_000 if alone and self.container.duration else None
 
     def frames(self, start: float = 0.0, *, fps: float | None = None) -> Iterator[Frame]:
         """Frames from ``start`` on, in the order of their times; with ``fps`` at most so many a second.
@@ -245,25 +285,33 @@ def iter_clips(source: Source) -> Iterator[Passage | Picture]:
         for ordinal, passage in enumerate(iter_embedded(source)):
             if ordinal >= source.stored:
                 yield passage
-    with closing(ahead(_clips(source), _AHEAD)) as clips:  # type: ignore[type-var]
+    with closing(ahead(_clips(source), _AHEAD)) as clips:
         yield from clips
 
 
 def still(path: str, span: Span, size: int) -> Image.Image:
     """The frame at ``span.best``, or in the middle of the moment."""
+    with Video(path) as video:
+        return still_of(video, span, size)
+
+
+def still_of(video: Footage, span: Span, size: int | None) -> Image.Image:
+    """The frame at ``span.best``, or in the middle of the moment.
+
+    Raises:
+        DecodeError: there is none.
+    """
     time = span.best
     if time is None:
         time = ((span.start or 0.0) + (span.end or span.start or 0.0)) / 2
-    with Video(path) as video:
-        before: Frame | None = None
-        with closing(video.frames(max(0.0, time - 2.0))) as frames:  # type: ignore[type-var]
-            for frame in frames:
-                if frame.time > time + 1e-3 and before is not None:
-                    break
-                before = frame
-        if before is None:
-            raise DecodeError(f"holds no frame at {time:.2f} s")
-        return video.picture(before, size)
+    before: Frame | None = None
+    for frame in video.frames(max(0.0, time - 2.0)):
+        if frame.time > time + 1e-3 and before is not None:
+            break
+        before = frame
+    if before is None:
+        raise DecodeError(f"holds no frame at {time:.2f} s")
+    return video.picture(before, size)
 
 
 @dataclass(slots=True, eq=False)
@@ -286,7 +334,7 @@ class _Clip:
     drifted: float | None = None
     """Since when it has shown something else than at its beginning."""
 
-    def take(self, video: Video, frame: Frame, descriptor: Descriptor, size: int) -> None:
+    def take(self, video: Footage, frame: Frame, descriptor: Descriptor, size: int) -> None:
         """Keep the frame if it is one of those that are kept."""
         if self.first is None and frame.time - self.start >= 1.0:
             self.first = descriptor
@@ -325,43 +373,73 @@ class _Clip:
         return Picture(Span(start=_ms(self.start), end=_ms(end)), frames, [_ms(clear[i].time) for i in chosen])
 
 
-def _clips(source: Source) -> Iterator[Picture]:
-    start = source.last.end if source.last is not None and source.last.best is not None else None
+def _clips(source: Source) -> Generator[Picture, None, None]:
     with Video(source.path) as video:
-        yielded = start is not None
-        clip, finder = _Clip(start or 0.0), CutFinder(source.fps)
-        last = start or 0.0
-        with closing(video.frames(start or 0.0, fps=source.fps)) as frames:  # type: ignore[type-var]
-            for frame in frames:
-                last = frame.time
-                descriptor = describe(video.thumb(frame))
-                cuts = finder.push(frame.time, descriptor)
-                if not descriptor.blank:
-                    clip.take(video, frame, descriptor, source.image_size)
-                if (over := clip.over(finder.certain)) is not None:
-                    cuts.append(over)
-                for cut in cuts:
-                    clip, picture = _cut(clip, cut, source)
-                    if picture is not None:
-                        yielded = True
-                        yield picture
-        end = max(last + _frame_length(video, source.fps), clip.start)
-        for cut in finder.flush():
+        yield from clips_of(video, source)
+
+
+def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
+    """The clips of what is open, behind those that are stored.
+
+    Raises:
+        DecodeError: it has no frame, or only blank ones.
+    """
+    start = source.last.end if source.last is not None and source.last.best is not None else None
+    yielded = start is not None
+    clip, finder = _Clip(start or 0.0), CutFinder(source.fps)
+    last, widest = start or 0.0, 0.0
+    for time, descriptor, frame in _looked_at(video, last, source.fps):
+        cuts = finder.push(time, descriptor)
+        if frame is not None:
+            widest, last = max(widest, time - last), time
+            if not descriptor.blank:
+                clip.take(video, frame, descriptor, source.image_size)
+        if not cuts and (over := clip.over(finder.certain)) is not None:
+            cuts = [over]
+        for cut in cuts:
             clip, picture = _cut(clip, cut, source)
             if picture is not None:
                 yielded = True
                 yield picture
-        picture = clip.picture(end, source)
+    declared = video.duration
+    slack = max(2.0, 2 * widest, 0.02 * (declared or 0.0))
+    short = declared is not None and last + slack < declared
+    end = max(last + video.frame_length, clip.start)
+    if declared is not None and not short:
+        end = max(end, declared)
+    for cut in finder.flush():
+        clip, picture = _cut(clip, cut, source)
         if picture is not None:
             yielded = True
             yield picture
-        if not yielded:
-            raise DecodeError("every frame of it is blank")
-        declared = video.duration
-        if declared is not None and last + max(2.0, 0.02 * declared) < declared and not _is_timeless(source.path):
-            source.report(f"cut short: it says {declared:.0f} s, and ends at {last:.0f} s; that much is indexed")
-        elif video.damaged:
-            source.report(f"damaged: {video.damaged:,} parts could not be decoded; the rest is indexed")
+    picture = clip.picture(end, source)
+    if picture is not None:
+        yielded = True
+        yield picture
+    if not yielded:
+        raise DecodeError("every frame of it is blank")
+    if short:
+        source.report(f"cut short: it says {declared:.0f} s, and ends at {last:.0f} s; that much is indexed")
+    elif video.damaged:
+        source.report(f"damaged: {video.damaged:,} parts could not be decoded; the rest is indexed")
+
+
+def _looked_at(video: Footage, start: float, fps: float) -> Iterator[tuple[float, Descriptor, Frame | None]]:
+    """Time and descriptor of every frame that is looked at; between two that are far apart the first goes on being
+    shown, without a ``Frame``, for as long as a cut is looked for."""
+    before: tuple[float, Descriptor] | None = None
+    for frame in video.frames(start, fps=fps):
+        descriptor = describe(video.thumb(frame))
+        if before is not None:
+            gaps = int((frame.time - before[0]) * fps + 0.25) - 1
+            most = math.ceil(_GAP * fps)
+            for i in range(1, gaps + 1):
+                if i <= most:
+                    yield before[0] + i / fps, before[1], None
+                elif i > gaps - most:
+                    yield frame.time - (gaps + 1 - i) / fps, before[1], None
+        yield frame.time, descriptor, frame
+        before = frame.time, descriptor
 
 
 def _cut(clip: _Clip, end: float, source: Source) -> tuple[_Clip, Picture | None]:
@@ -369,16 +447,6 @@ def _cut(clip: _Clip, end: float, source: Source) -> tuple[_Clip, Picture | None
     following = _Clip(end, recent=[c for c in clip.recent if c.time >= end])
     clip.recent = [c for c in clip.recent if c.time < end]
     return following, clip.picture(end, source)
-
-
-def _frame_length(video: Video, fps: float) -> float:
-    rate = video.stream.average_rate
-    return float(1 / rate) if rate else 1 / fps
-
-
-def _is_timeless(path: str) -> bool:
-    """Whether files of this kind guess their length: in a transport stream it follows from the bit rate."""
-    return os.path.splitext(path)[1].lower() in (".ts", ".m2ts", ".mts", ".mpg", ".mpeg")
 
 
 def _ms(time: float) -> float:
