@@ -69,11 +69,9 @@ class Animation:
                 if number == 0:
                     raise DecodeError("no frame of it can be decoded") from exc
                 return
-            # What Pillow calls the timestamp of a frame is when it ends.
-            begin, end = end, max(end, float(self._image.info.get("timestamp", 0)) / 1000)
-            if end <= begin:
-                end = begin + _DEFAULT
-            self.frame_length = end - begin
+            begin = max(end, float(self._image.info.get("timestamp", 0)) / 1000)
+            self.frame_length = float(self._image.info.get("duration", 0)) / 1000 or _DEFAULT
+            end = begin + self.frame_length
             if end <= start or begin < due:
                 continue
             if fps is not None:

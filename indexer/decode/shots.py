@@ -125,8 +125,11 @@ class CutFinder:
         wide = 2 * self._reach
         last = len(self._frames) - 1
         near = {i: self._difference_across(i) for i in range(max(1, boundary - wide), min(last, boundary + wide) + 1)}
-        if any(near[i] > here or (near[i] == here and i < boundary) for i in near):
+        strength = {i: across + self._steps[i] for i, across in near.items()}
+        if any(strength[i] > strength[boundary] or (strength[i] == strength[boundary] and i < boundary) for i in near):
             return None
+        if self._reach > 1 and min(near.get(i, here) for i in (boundary - 1, boundary + 1)) < 0.7 * _CUT:
+            return None  # across a cut all frames differ; here a single one is unlike the others, a flash
         # What surrounds the peak, on the side where more goes on: a shot in motion may end in a cut to a still one.
         left = [near[i] for i in near if i < boundary - self._reach + 1]
         right = [near[i] for i in near if i > boundary + self._reach - 1]

@@ -50,6 +50,8 @@ _SHORTEST = 4.0
 """Seconds before a clip may end for that reason."""
 _LASTING = 2.0
 """Seconds that it must last."""
+_WARM_UP = 9.0
+"""Seconds before the first clip that is not stored yet at which a run goes on."""
 _GAP = 3.0
 """Seconds at either end of a gap between two frames that are filled with the first."""
 _KEPT = 12
@@ -388,9 +390,10 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
     yielded = start is not None
     clip, finder = _Clip(start or 0.0), CutFinder(source.fps)
     last, widest = start or 0.0, 0.0
-    for time, descriptor, frame in _looked_at(video, last, source.fps):
-        cuts = finder.push(time, descriptor)
-        if frame is not None:
+    # A cut is a matter of the seconds around it: a run that goes on begins a little earlier, and finds the same ones.
+    for time, descriptor, frame in _looked_at(video, max(0.0, last - _WARM_UP), source.fps):
+        cuts = [cut for cut in finder.push(time, descriptor) if start is None or cut > start + 2e-3]
+        if frame is not None and time >= clip.start - 1e-3:
             widest, last = max(widest, time - last), time
             if not descriptor.blank:
                 clip.take(video, frame, descriptor, source.image_size)
@@ -408,6 +411,8 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
     if declared is not None and not short:
         end = max(end, declared)
     for cut in finder.flush():
+        if cut <= clip.start + 2e-3:
+            continue
         clip, picture = _cut(clip, cut, source)
         if picture is not None:
             yielded = True
