@@ -269,6 +269,40 @@ def explain(
 
 
 @app.command()
+def show(
+    hit: Annotated[str, typer.Argument(metavar="HIT", help="A moment: FILE#t=START,END, in seconds or as 0:01:23.")],
+    frame: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Write its best frame to this picture.")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE.mp4", help="Write it to this video, from the key frame before it.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With --clip: encode it again, so that it begins with the moment.")
+    ] = False,
+    index: IndexOption = None,
+) -> None:
+    """Take a moment of a video out of it, as a picture or as a video of its own.
+
+    Example: mmsearch show 'holiday.mp4#t=83,95' --frame beach.png --clip beach.mp4
+    """
+    from mmsearch import showing
+
+    if frame is None and clip is None:
+        raise UsageError("nothing to make of it: name a picture with --frame, a video with --clip, or both")
+    if exact and clip is None:
+        raise UsageError("--exact goes with --clip")
+    with _open(index) as library:
+        moment = library.moment(hit)
+    if frame is not None:
+        showing.save_frame(moment, frame)
+        _say(f"wrote {frame}")
+    if clip is not None:
+        showing.save_clip(moment, clip, exact=exact)
+        _say(f"wrote {clip}")
+
+
+@app.command()
 def status(index: IndexOption = None, json_: JsonOption = False) -> None:
     """Say what is indexed, by which model, and what was skipped.
 

@@ -31,6 +31,7 @@ from mmsearch.rerank.explain import explain_alone, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher
+from mmsearch.showing import Moment, parse_moment, with_best_frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -324,6 +325,18 @@ class Library:
         if Index.exists(self.folder):
             return self.searcher().explain(question, shown, method)
         return explain_alone(self.encoder, self.reranker, question, shown, method)
+
+    def moment(self, hit: str) -> Moment:
+        """The moment that a hit names as ``FILE#t=START,END``, with its best frame if the file is in the index.
+
+        Raises:
+            UsageError: it names none, or there is no such file.
+        """
+        moment = parse_moment(hit)
+        if not Index.exists(self.folder):
+            return moment
+        with self._need_index().snapshot() as snapshot:
+            return with_best_frame(moment, snapshot.reader)
 
     def remove(self, *paths: str | os.PathLike[str], keys: Sequence[str] = ()) -> int:
         """Take files, everything below folders, and added ``keys`` out of the index; return how many files there were.

@@ -6,8 +6,11 @@ import io
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from colour_encoder import ColourCompressor, ColourEncoder, PatchColourEncoder
@@ -22,7 +25,7 @@ from indexer.errors import DecodeError
 from indexer.index import Index, IndexWriter
 from indexer.pipeline import add_tokens, update
 from indexer.types import Asset, Item, Modality, Span
-from mmsearch import moments
+from mmsearch import moments, showing
 from mmsearch.query import parse_query
 from mmsearch.search import Hit
 
@@ -251,7 +254,7 @@ def test_one_video_does_not_flood_the_list(folder: Path, library: mmsearch.Libra
     assert [hit.kind for hit in several].count("video") == 3  # green and blue are as unlikely, and one after the other
     assert {round(hit.start or 0) for hit in several[:2]} == {0, 15}
     assert [h.kind for h in library.query("red", k=10, kind="image")] == ["image", "image"]
-    assert [h.kind for h in library.query("red", k=10, kind=["image,text", "video"])][0] == "video"
+    assert library.query("red", k=10, kind=["image,text", "video"])[0].kind == "video"
 
 
 def test_a_spoken_phrase_leads_to_its_moment(folder: Path, library: mmsearch.Library) -> None:
@@ -403,6 +406,37 @@ def test_which_video_a_subtitle_file_belongs_to() -> None:
     assert {"/a/holiday.en.mp4", "/a/holiday.mp4"} <= set(moments.beside("/a/holiday.en.srt"))
     assert moments.beside("/a/holiday.part.srt")[0].startswith("/a/holiday.part.")
     assert moments.beside("/a/holiday.txt") == []
+
+
+# -- taking a moment away ----------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "mmsearch", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_moment_is_taken_out_of_a_video(folder: Path, tmp_path: Path) -> None:
+    hit, index = f"{folder / 'film.mp4'}#t=4.5,0:00:10", tmp_path / "none"
+    done = run("show", hit, "--frame", tmp_path / "a.png", "--clip", tmp_path / "a.mp4", "--index", index)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    with Image.open(tmp_path / "a.png") as frame:
+        assert frame.size == (96, 64)
+        assert np.abs(np.asarray(frame, int) - picture(GREEN)).mean() < 12
+    copied = clips(tmp_path / "a.mp4")
+    assert bounds(copied)[-1][1] == pytest.approx(10, abs=0.5) or bounds(copied)[-1][1] == pytest.approx(6, abs=0.5)
+    showing.save_clip(showing.parse_moment(hit), tmp_path / "exact.mp4", exact=True)
+    assert bounds(clips(tmp_path / "exact.mp4")) == [pytest.approx((0, 5.5), abs=0.1)]
+    with av.open(str(tmp_path / "exact.mp4")) as container:
+        assert len(container.streams.audio) == 1
+    assert run("show", folder / "film.mp4", "--frame", tmp_path / "b.png", "--index", index).returncode == 2
+    assert run("show", f"{folder}/no.mp4#t=1,2", "--frame", tmp_path / "b.png", "--index", index).returncode == 2
+
+
+def test_the_frame_of_a_hit_is_its_best_one(folder: Path, library: mmsearch.Library) -> None:
+    library.index(folder)
+    hit = library.query("blue", k=1)[0]
+    assert library.moment(f"{hit.path}#{hit.fragment}").best == hit.best
 
 
 def test_a_moment_in_plain_values() -> None:

@@ -103,7 +103,7 @@ def iter_clips(source: Source) -> Iterator[Picture]:
         yield from clips_of(animation, source)
 
 
-def still(path: str, span: Span, size: int) -> Image.Image:
+def still(path: str, span: Span, size: int | None) -> Image.Image:
     """The frame at ``span.best``, or in the middle of the moment."""
     with Animation(path) as animation:
         return still_of(animation, span, size)

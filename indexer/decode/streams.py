@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from indexer.decode.text import Passage, iter_passages
+from indexer.errors import DecodeError
 from indexer.types import Modality, Span
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ class Source:
 
 Decoder = Callable[[Source], Iterator[Passage | Picture]]
 """From the piece after ``Source.stored`` on. Raises DecodeError, with the reason, if the file is not to be indexed."""
-Still = Callable[[str, Span, int], "Image"]
+Still = Callable[[str, Span, "int | None"], "Image"]
 """The RGB picture of a piece that is seen, from its file's path and its span, which may be shrunk to twice so many
-pixels a side. Raises DecodeError or OSError."""
+pixels a side, if a number is given. Raises DecodeError or OSError."""
 
 
 class Kind(NamedTuple):
@@ -122,15 +123,16 @@ def decode(source: Source) -> Iterator[Passage | Picture]:
     return decoder(source)
 
 
-def still(path: str, suffix: str, span: Span, size: int) -> Image:
-    """The RGB picture of a piece that is seen, which may be shrunk to ``2 * size`` pixels a side.
+def still(path: str, suffix: str, span: Span, size: int | None) -> Image:
+    """The RGB picture of a piece that is seen, which may be shrunk to ``2 * size`` pixels a side, if given.
 
     Raises:
         DecodeError: the file is no longer what it was, or its kind has no pictures.
         OSError: it cannot be read.
     """
     name = KINDS[suffix[1:]].still
-    assert name is not None, suffix
+    if name is None:
+        raise DecodeError(f"there are no pictures in {path}")
     reader: Still = _load(name)
     return reader(path, span, size)
 

@@ -130,7 +130,8 @@ class Video:
             self.container.close()
             raise
         start = self.container.start_time
-        self._start = start / 1_000_000 if start is not None else 0.0
+        self.begin = start / 1_000_000 if start is not None else 0.0
+        """Where the clock of the file begins, in seconds."""
         self._reformatter = VideoReformatter()
         self.damaged = 0
 
@@ -206,7 +207,7 @@ class Video:
                 continue
             for raw in decoded:
                 row = 0
-                time = raw.time - self._start if raw.time is not None else last + step
+                time = raw.time - self.begin if raw.time is not None else last + step
                 time = max(time, 0.0)
                 if time <= last or raw.is_corrupt:
                     continue
@@ -235,7 +236,7 @@ class Video:
 
     def _seek(self, start: float) -> None:
         with contextlib.suppress(av.error.FFmpegError, OSError):  # a file without an index is read from its beginning
-            self.container.seek(int((start + self._start) * 1_000_000), backward=True)
+            self.container.seek(int((start + self.begin) * 1_000_000), backward=True)
 
     def _aspect(self, raw: VideoFrame) -> Fraction:
         aspect = self.stream.sample_aspect_ratio
@@ -291,7 +292,7 @@ def iter_clips(source: Source) -> Iterator[Passage | Picture]:
         yield from clips
 
 
-def still(path: str, span: Span, size: int) -> Image.Image:
+def still(path: str, span: Span, size: int | None) -> Image.Image:
     """The frame at ``span.best``, or in the middle of the moment."""
     with Video(path) as video:
         return still_of(video, span, size)
