@@ -9,7 +9,9 @@ import hashlib
 import io
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +23,11 @@ from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.decode import FPS, iter_passages
 from indexer.discover import Found, Walk
-from indexer.embedding import Embed, check_same_model, embedding, encode_each
+from indexer.embedding import Embed, check_same_model, embedding
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError, UsageError
 from indexer.index import Index
+from indexer.lanes import Embedded, Lanes
 from indexer.reading import IMAGE_BATCH, Read, read_ahead, read_file
 from indexer.records import Stamp
 from indexer.streams import TEXT_BATCH, Streams
@@ -178,6 +181,7 @@ class _Run:
         self._touched: set[int] = set()
         self._claimed: set[int] = set()
         self._pictures: list[tuple[Read, np.ndarray]] = []
+        self._sent: deque[tuple[list[Read], Future[list[Embedded]]]] = deque()
         self._done = 0
 
     # -- what is to be done ------------------------------------------------------------------------------------------
@@ -226,13 +230,14 @@ class _Run:
 
     def read_and_store(self, embed: Embed) -> None:
         """Read everything that is to be done, in order, and store it batch by batch."""
-        self._embed = embed
-        self._streams = Streams(self, embed, self._fps)
-        with closing(read_ahead(self._read, self.todo)) as reads:
+        with Lanes(embed, self.encoder) as self._lanes, closing(read_ahead(self._read, self.todo)) as reads:
+            self._streams = Streams(self, self._lanes, self._fps)
             for read in reads:
                 self._store(read)
-        self._flush_pictures()
-        self._streams.flush()
+            self._send_pictures()
+            while self._sent:
+                self._store_pictures()
+            self._streams.flush()
         self.flush_changes()
 
     def _read(self, found: Found) -> Read:
@@ -252,7 +257,7 @@ class _Run:
         elif read.prepared is not None:
             self._pictures.append((read, read.prepared))
             if len(self._pictures) >= IMAGE_BATCH:
-                self._flush_pictures()
+                self._send_pictures()
         else:
             self._streams.take(read)
         self._done += 1
@@ -302,14 +307,19 @@ class _Run:
         with self.writer.catalogue.read() as reader:
             return [c for c in reader.assets_with_digest(read.digest) if _same_kind(c[1], read.found)]
 
-    def _flush_pictures(self) -> None:
-        """Embed and commit the pictures that wait."""
-        if not self._pictures:
-            return
-        reads = [read for read, _ in self._pictures]
-        prepared = [array for _, array in self._pictures]
-        self._pictures = []
-        for read, embedded in zip(reads, encode_each(self._embed, prepared), strict=True):
+    def _send_pictures(self) -> None:
+        """Give the pictures that wait to the model, and store what it has made meanwhile of earlier ones."""
+        if self._pictures:
+            embedded = self._lanes.submit([array for _, array in self._pictures])
+            self._sent.append(([read for read, _ in self._pictures], embedded))
+            self._pictures = []
+        while self._sent and (len(self._sent) > self._lanes.count or self._sent[0][1].done()):
+            self._store_pictures()
+
+    def _store_pictures(self) -> None:
+        """Commit the oldest batch of pictures that the model was given, once it is done with it."""
+        reads, result = self._sent.popleft()
+        for read, embedded in zip(reads, result.result(), strict=True):
             old = self.old(read.found.path)
             if isinstance(embedded, str):
                 self.skip(read, embedded, old)

@@ -8,7 +8,8 @@ last stored piece, if the file is still the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Protocol
 
@@ -16,9 +17,10 @@ import numpy as np
 
 from indexer.changes import Piece, Put, Remove
 from indexer.decode import Passage, Picture, Source, decode, stream_suffix
-from indexer.embedding import Embed, encode_each
+from indexer.embedding import encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
+from indexer.lanes import Lanes, in_parts
 from indexer.pooling import POOL, most_central
 from indexer.reading import IMAGE_BATCH, Read, open_regular
 from indexer.types import Asset, Modality, Span
@@ -90,9 +92,9 @@ class _Embedded:
 class Streams:
     """The files of many pieces of one run."""
 
-    def __init__(self, run: Run, embed: Embed, fps: float) -> None:
+    def __init__(self, run: Run, lanes: Lanes, fps: float) -> None:
         self._run = run
-        self._embed = embed
+        self._lanes = lanes
         self._fps = fps
         self._files: list[_File] = []
         self._texts = 0
@@ -108,9 +110,9 @@ class Streams:
         file = self._begin(read)
         path = read.found.path
         try:
-            with open_regular(path) as stream:
+            with open_regular(path) as stream, closing(self._pieces(file, stream)) as pieces:
                 before = os.fstat(stream.fileno())
-                for piece in self._pieces(file, stream):
+                for piece in pieces:
                     file.waiting.append((file.seen, piece))
                     file.seen += 1
                     if isinstance(piece, Picture):
@@ -148,7 +150,7 @@ class Streams:
         self._files.append(file)
         return file
 
-    def _pieces(self, file: _File, stream: BinaryIO) -> Iterator[Passage | Picture]:
+    def _pieces(self, file: _File, stream: BinaryIO) -> Generator[Passage | Picture, None, None]:
         """What the decoder gives; whatever it raises on a hostile file is a DecodeError, and only what it raises."""
         path, encoder = file.read.found.path, self._run.encoder
         source = Source(
@@ -164,19 +166,14 @@ class Streams:
             file.last,
             self._fps,
         )
-        pieces = decode(source)
-        while True:
-            try:
-                piece = next(pieces, None)
-            except (DecodeError, OSError):
-                raise
-            except MemoryError as exc:
-                raise DecodeError("does not fit into memory") from exc
-            except Exception as exc:
-                raise DecodeError(f"cannot be decoded: {type(exc).__name__}: {exc}") from exc
-            if piece is None:
-                return
-            yield piece
+        try:
+            yield from decode(source)
+        except (DecodeError, OSError):
+            raise
+        except MemoryError as exc:
+            raise DecodeError("does not fit into memory") from exc
+        except Exception as exc:
+            raise DecodeError(f"cannot be decoded: {type(exc).__name__}: {exc}") from exc
 
     def _abandon(self, file: _File, reason: str | None) -> None:
         """Take a file that turned out bad, or vanished, out again."""
@@ -200,13 +197,7 @@ class Streams:
         texts = [piece.text for _, _, piece in waiting if isinstance(piece, Passage)]
         frames = [frame for _, _, piece in waiting if isinstance(piece, Picture) for frame in piece.frames]
         of_texts = iter(encode_each(self._run.encoder.encode_texts, texts))
-        of_frames = iter(
-            [
-                embedded
-                for start in range(0, len(frames), IMAGE_BATCH)
-                for embedded in encode_each(self._embed, frames[start : start + IMAGE_BATCH])
-            ]
-        )
+        of_frames = iter(in_parts(self._lanes, frames, max(1, IMAGE_BATCH // self._lanes.count)))
         made: dict[int, list[_Embedded]] = {id(file): [] for file in files}
         for file, ordinal, piece in waiting:
             if isinstance(piece, Picture):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from indexer.types import Modality
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MATCH = 0.05
-"""The probability below which a list ends when nobody says how long it is to be. At one in twenty an answer is still
-worth a look; what is less likely would fill every list up with what does not match (`benchmarks/absent.py`)."""
+MATCH = 0.09
+"""How likely the best answer must be when nobody says how many are wanted: below it nothing matches. There the captions
+of Flickr8k's dev split are answered as often as questions about what is not there are not (`benchmarks/absent.py`)."""
+FALL = 100.0
+"""An answer less likely than ``MATCH`` still ends no list if its odds are at least those of the best over this."""
 
 _PARTIAL_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
@@ -38,6 +41,9 @@ class Query:
     where: Filter = field(default_factory=Filter)
     min_prob: float | None = None
     """Nothing that is less likely to match; whatever there is if None."""
+    match: float | None = None
+    """Nothing at all if the best answer is less likely to match, and else what is so likely, or has odds of at least
+    those of the best over ``FALL``; whatever there is if None."""
     rerank: bool = True
     """Whether a reranker, if there is one, looks again at the first answers."""
     candidates: int | None = None
@@ -56,6 +62,7 @@ def parse_query(
     after: str | datetime | None = None,
     before: str | datetime | None = None,
     min_prob: float | None = None,
+    match: float | None = None,
     rerank: bool = True,
     candidates: int | None = None,
     moments: int = 1,
@@ -88,7 +95,22 @@ def parse_query(
     )
     without = tuple(words.strip() for words in without if words.strip())
     modalities = tuple(dict.fromkeys(map(_modality, kinds)))
-    return Query(text or None, image, without, modalities, where, min_prob, rerank, candidates, moments)
+    return Query(text or None, image, without, modalities, where, min_prob, match, rerank, candidates, moments)
+
+
+def least_shown(query: Query, best: float) -> float:
+    """The probability that an answer needs to be shown, where the best has the probability ``best``; inf for none.
+
+    Example: with ``match`` 0.09 and a best of 0.5, the odds of which are 1 : 1, an answer of 1 : 100 is shown,
+    or 0.0099; with a best of 0.99 odds of 99 : 100 would be needed, but 0.09 suffices.
+    """
+    least = query.min_prob or 0.0
+    if query.match is None:
+        return least
+    if best < query.match:
+        return math.inf
+    odds = best / max(1 - best, 1e-12) / FALL
+    return max(least, min(query.match, odds / (1 + odds)))
 
 
 def parse_time(when: str | datetime) -> float:

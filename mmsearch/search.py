@@ -16,7 +16,7 @@ from indexer.index import Index, Snapshot
 from indexer.types import VISUAL, Asset, Box, Item, Modality, Span
 from mmsearch import moments
 from mmsearch.calibration import Calibration, line_for, probability
-from mmsearch.query import Query
+from mmsearch.query import Query, least_shown
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.explain import Shown, explain, no_reranker, show
 from mmsearch.rerank.explanation import METHOD, Explanation
@@ -169,7 +169,7 @@ class Hits(list[Hit]):
     """The answers to one question, best first.
 
     Attributes:
-        nothing_else_matches: the list ends because what follows is less likely than ``Query.min_prob``; an empty list
+        nothing_else_matches: the list ends because what follows is too unlikely, as ``Query`` has it; an empty list
             then means that nothing matches, and else that there was nothing to choose from.
         not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
     """
@@ -499,7 +499,8 @@ def _hits(
         Hit(rank, probability(one.logit), one.item, one.reranked, explaining(one.item))
         for rank, one in enumerate(best, 1)
     ]
-    likely = [hit for hit in hits if query.min_prob is None or hit.score >= query.min_prob]
+    least = least_shown(query, hits[0].score) if hits else 0.0
+    likely = [hit for hit in hits if hit.score >= least]
     return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)
 
 
