@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -17,6 +18,7 @@ from colour_encoder import ColourCompressor, ColourEncoder, PatchColourEncoder
 from moving import Scene, picture, srt, write
 from PIL import Image
 from test_pipeline import counts
+from test_survival import start
 
 import mmsearch
 from indexer import pooling
@@ -175,6 +177,18 @@ def test_decoding_goes_on_where_it_was_left(tmp_path: Path) -> None:
         assert all(np.array_equal(a.frames, b.frames) for a, b in zip(rest, whole[n:], strict=True))
 
 
+MEDIA = Path(__file__).with_name("media")
+
+
+def test_real_videos() -> None:
+    """Theora in Ogg, 1906, with one change of scene after 5.4 seconds; MPEG-2 with sound, one shot."""
+    assert bounds(clips(MEDIA / "grand-prix.ogv")) == [
+        pytest.approx((0, 5.4), abs=0.3),
+        pytest.approx((5.4, 19.2), abs=0.3),
+    ]
+    assert bounds(clips(MEDIA / "hello.mpeg")) == [pytest.approx((0, 3), abs=0.2)]
+
+
 # -- subtitles ---------------------------------------------------------------------------------------------------------
 
 CUES = [(1.0, 2.5, "A red"), (2.6, 3.5, "balloon, <i>he</i> said."), (8.0, 9.0, "Green &amp; calm")]
@@ -320,6 +334,40 @@ def test_a_run_that_dies_in_the_middle_of_a_video_goes_on_there(
     assert encoder.images_seen <= 48 - len(half) + 4
     assert stored(library) == stored(undisturbed)
     assert library.verify().sound
+
+
+def test_a_kill_in_the_middle_of_a_video_loses_nothing(folder: Path, tmp_path: Path) -> None:
+    """Killed for good as soon as the first clips are committed: they are there, and the next run makes the same index
+    as one that was never disturbed, byte by byte."""
+    write(folder / "long.mp4", [Scene(rgb, 3) for rgb in [RED, GREEN, BLUE, YELLOW] * 16])
+    index = tmp_path / "index"
+    with start(folder, index) as child:
+        for _ in range(2000):
+            if child.poll() is not None or clips_in(index):
+                break
+            time.sleep(0.005)
+        child.kill()
+        child.communicate()
+    held = clips_in(index)
+    assert held > 0
+    with mmsearch.open(index, model=ColourEncoder()) as library:
+        assert library.verify().sound
+        assert clips_in(index) >= held
+    for place in (index, tmp_path / "undisturbed"):
+        with start(folder, place) as child:
+            assert child.communicate()[0].splitlines()[-1] == "done"
+    with mmsearch.open(index, model=ColourEncoder()) as library:
+        assert library.verify().sound
+        made = stored(library)
+    with mmsearch.open(tmp_path / "undisturbed", model=ColourEncoder()) as library:
+        assert made == stored(library) and len(made) == 68
+
+
+def clips_in(folder: Path) -> int:
+    if not Index.exists(folder):
+        return 0
+    with Index.open(folder) as index, index.snapshot() as snapshot:
+        return snapshot.reader.counts()["items:video"]
 
 
 def test_clips_have_the_tokens_of_their_best_frame(folder: Path, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ _MARGIN = 0.6
 """Seconds beside a cut in which a frame may show two shots at once; of a short clip, a fifth of it."""
 _AHEAD = 4
 """Clips that are decoded before the model takes them."""
+_NEAR = 2.0
+"""Seconds before the place that is sought at which decoding begins, for some files know their key frames roughly."""
 _MAX_PIXELS = 70_000_000
 _DAMAGED = 50
 """Packets in a row that cannot be decoded before the rest of a file is given up."""
@@ -192,8 +194,8 @@ class Video:
         rate = self.stream.average_rate or self.stream.guessed_rate
         frugal = fps is not None and rate is not None and float(rate) >= 2 * fps
         context.skip_frame = "NONREF" if frugal else "DEFAULT"
-        if start > 0:
-            self._seek(start)
+        if start > _NEAR:
+            self._seek(start - _NEAR)
         due, last, row, found = start - 1e-3, -1.0, 0, False
         step = float(1 / rate) if rate else 0.04
         for packet in self._packets():
