@@ -182,6 +182,14 @@ class Reader:
             ids.update(self._column(f'SELECT id FROM assets WHERE "key" IN {_marks(chunk)}', chunk))
         return sorted(ids)
 
+    def assets_at(self, paths: Sequence[str]) -> dict[str, Asset]:
+        """The assets of those of ``paths`` that are in the index, by path."""
+        assets: dict[str, Asset] = {}
+        for chunk in chunks([os.fsencode(path) for path in paths]):
+            for row in self._all(f"SELECT {_ASSET} FROM assets WHERE path IN {_marks(chunk)}", chunk):
+                assets[os.fsdecode(row[1])] = _asset(row)
+        return assets
+
     def asset(self, asset_id: int) -> Asset:
         """The asset with this number."""
         return _asset(self._all(f"SELECT {_ASSET} FROM assets WHERE id = ?", (asset_id,))[0])

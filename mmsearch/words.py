@@ -10,15 +10,15 @@ question and s that of the words that a passage holds, f = Σs / S is the share 
     gain = f · Σ slope · max(0, s - hinge · (1 - f⁴))
 
 Half of a question lifts little; a question of one rare word, all of which a passage holds, lifts by all its surprise.
-What the vector has said already is not counted twice: with odds o before and c for one in ten, o · (1 + (e^gain - 1) /
-(1 + o / c)) are those after. A code such as "2024-113" is nothing to a vector, and has no hinge; and what holds all of a question is taken to be at
-least as likely as anything before its words are counted (one in a thousand), whatever its vector says: that of a
+What the vector has said already is not counted twice: odds o become o · (1 + (e^gain - 1) / (1 + o / c)), with c one in
+ten. A code such as "2024-113" is nothing to a vector, and has no hinge; and what holds all of a question is taken to be
+at least as likely as anything before its words are counted (one in a thousand), whatever its vector says: that of a
 picture is far from its file name.
 
 The share p is that of the library together with a thousand passages of everyday English: in a library of twenty files a
 word is not common because one of them holds it. Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009), in
-whose place this stands, knows ranks only, so that "dog" lifts as much as a number: on those captions it loses 3 to 8
-points of recall, and what it gives is no probability.
+whose place this stands, knows ranks only, so that "dog" lifts as much as a number, and what it gives is no probability;
+the benchmark measures both.
 """
 
 from __future__ import annotations
