@@ -30,13 +30,13 @@ from mmsearch.rerank.explain import explain_alone, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher, exact_hits
-from mmsearch.showing import Moment, parse_moment, with_best_frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from indexer.pipeline import Addition, Progress
     from indexer.writer import VerifyReport
+    from mmsearch.showing import Moment
 
 DEFAULT_MODEL = "mini"
 ANSWERS = 10
@@ -388,6 +388,8 @@ class Library:
         Raises:
             UsageError: it names none, or there is no such file.
         """
+        from mmsearch.showing import parse_moment, with_best_frame
+
         moment = parse_moment(hit)
         if not Index.exists(self.folder):
             return moment
