@@ -19,7 +19,8 @@ import numpy as np
 
 from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
-from indexer.decode import iter_passages
+from indexer.decode import iter_passages, reads_ocr
+from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
 from indexer.embedding import Embed, check_same_model, embedding, encode_each
 from indexer.encoders import Encoder
@@ -61,6 +62,7 @@ def update(
     exclude: Sequence[str] = (),
     max_text_bytes: int = MAX_TEXT_BYTES,
     compressor: Compressor | None = None,
+    ocr: Ocr | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> UpdateReport:
     """Make ``index`` say what the folders and files ``roots`` hold.
@@ -75,6 +77,9 @@ def update(
     gives it the format and its pictures their tokens. Without a ``compressor`` new pictures have no tokens. What moves,
     or is a copy of what the index has, keeps the tokens that are there, or their absence.
 
+    With ``ocr`` the text in pictures and on scanned pages of PDFs is read too, also of those files that are in the
+    index and of which it was never read. Without it, what was read stays.
+
     Raises:
         UsageError: a root does not exist.
         ModelMismatch: the index was made by another model, or holds tokens of another compressor, or the compressor
@@ -84,7 +89,7 @@ def update(
     """
     started = time.monotonic()
     with index.writing() as writer:
-        run = _Run(writer, encoder, max_text_bytes, progress)
+        run = _Run(writer, encoder, max_text_bytes, ocr, progress)
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
@@ -152,11 +157,17 @@ class _Run:
     """The state of one run of ``update``."""
 
     def __init__(
-        self, writer: IndexWriter, encoder: Encoder, max_text_bytes: int, progress: Callable[[Progress], None]
+        self,
+        writer: IndexWriter,
+        encoder: Encoder,
+        max_text_bytes: int,
+        ocr: Ocr | None,
+        progress: Callable[[Progress], None],
     ) -> None:
         self.writer = writer
         self.encoder = encoder
         self.max_text_bytes = max_text_bytes
+        self.ocr = ocr
         self.progress = progress
         self.todo: list[Found] = []
         self._stamps: dict[str, Stamp] = {}
@@ -169,6 +180,7 @@ class _Run:
         self._touched: set[int] = set()
         self._claimed: set[int] = set()
         self._pictures: list[tuple[Read, np.ndarray]] = []
+        self._unread: set[str] = set()
         self._done = 0
 
     # -- what is to be done ------------------------------------------------------------------------------------------
@@ -186,6 +198,9 @@ class _Run:
             seen.add(found.path)
             stamp = self._stamps.get(found.path)
             if stamp is None or not stamp.complete or (stamp.size, stamp.mtime_ns) != (found.size, found.mtime_ns):
+                self.todo.append(found)
+            elif self.ocr and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
+                self._unread.add(found.path)
                 self.todo.append(found)
             elif stamp.asset_id is None:
                 self._skipped_before += 1
@@ -227,7 +242,10 @@ class _Run:
         self.flush_changes()
 
     def _read(self, found: Found) -> Read:
-        return read_file(found, self.encoder, lambda digest: digest not in self._digests, self.max_text_bytes)
+        unread = found.path in self._unread
+        return read_file(
+            found, self.encoder, lambda digest: unread or digest not in self._digests, self.max_text_bytes, self.ocr
+        )
 
     # -- storing, in the main thread ---------------------------------------------------------------------------------
 
@@ -300,15 +318,21 @@ class _Run:
         reads = [read for read, _ in self._pictures]
         prepared = [array for _, array in self._pictures]
         self._pictures = []
+        of_texts = iter(encode_each(self.encoder.encode_texts, [text.text for read in reads for text in read.texts]))
         for read, embedded in zip(reads, encode_each(self._embed, prepared), strict=True):
+            texts = [(text, next(of_texts)) for text in read.texts]
             old = self.old(read.found.path)
             if isinstance(embedded, str):
                 self.skip(read, embedded, old)
                 continue
             vector, tokens = embedded
-            self._queue(Put(_asset(read), [Piece(Modality.IMAGE)], vector[None], old, tokens=_one_row(tokens)))
+            sound = [(text, one) for text, one in texts if not isinstance(one, str)]
+            pieces = [Piece(Modality.IMAGE), *(Piece(Modality.TEXT, t.span, t.text, t.source) for t, _ in sound)]
+            vectors = np.stack([vector, *(one for _, one in sound)])
+            put = Put(_asset(read), pieces, vectors, old, tokens=[tokens, *(None for _ in sound)])
+            self._queue(replace(put, ocr=self.ocr is not None))
             self._counts["updated" if old else "added"] += 1
-            self._counts["items"] += 1
+            self._counts["items"] += len(pieces)
         self.flush_changes()
         self._digests.update(read.digest for read in reads)
 
@@ -320,7 +344,8 @@ class _Run:
         if stamp is None or stamp.asset_id is None or stamp.complete:
             return None
         with self.writer.catalogue.read() as reader:
-            return stamp.asset_id if reader.asset(stamp.asset_id).digest == read.digest else None
+            same = reader.asset(stamp.asset_id).digest == read.digest and stamp.ocr == (self.ocr is not None)
+            return stamp.asset_id if same else None
 
     def old(self, path: str) -> list[int]:
         """The assets that stand under ``path`` now and must go when something else takes their place."""

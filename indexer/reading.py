@@ -7,14 +7,17 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from indexer.decode import TEXT_EXTENSIONS, decode_image, still
+from indexer.decode import TEXT_EXTENSIONS, Passage, decode_image, still
+from indexer.decode.captions import iter_captions
+from indexer.decode.ocr import MAX_SIDE, Ocr, read_picture
 from indexer.discover import Found
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
@@ -32,13 +35,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A file as a reading thread leaves it: exactly one of the last four is set, or none for a text."""
+    """A file as a reading thread leaves it: ``unwanted``, ``prepared``, ``fault`` or ``vanished``, or none for a text.
+
+    ``texts`` are those that belong to a picture: what its file says of it, and what was read in it.
+    """
 
     found: Found
     digest: bytes = b""
     taken: float | None = None
     unwanted: bool = False
     prepared: np.ndarray | None = None  # (C, H, W)
+    texts: Sequence[Passage] = ()
     fault: str | None = None
     vanished: bool = False
 
@@ -63,14 +70,20 @@ def read_ahead(read: Callable[[T], Read], todo: Iterable[T]) -> Generator[Read, 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_file(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int) -> Read:
+def read_file(
+    found: Found,
+    encoder: Encoder,
+    wanted: Callable[[bytes], bool],
+    max_text_bytes: int,
+    ocr: Ocr | None = None,
+) -> Read:
     """Read one file to the point where the model takes over; runs in a thread and raises nothing for a bad file.
 
     Of a file whose content is not ``wanted``, by its digest, nothing is decoded.
     """
     try:
         for _ in range(2):  # a file that changes under our eyes gets a second look
-            read = _read_once(found, encoder, wanted, max_text_bytes)
+            read = _read_once(found, encoder, wanted, max_text_bytes, ocr)
             if read is not None:
                 return read
             now = os.stat(found.path)
@@ -114,7 +127,9 @@ def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes) -> Rea
         return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
 
 
-def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int) -> Read | None:
+def _read_once(
+    found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int, ocr: Ocr | None
+) -> Read | None:
     """None if the file changed meanwhile."""
     with open_regular(found.path) as file:
         before = os.fstat(file.fileno())
@@ -134,7 +149,12 @@ def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], 
     if found.modality is not Modality.IMAGE:
         return Read(found, digest)
     decoded = decode_image(data, size=encoder.image_size)
-    return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image))
+    texts = iter_captions(data, encoder.max_tokens, encoder.count_tokens)
+    if ocr is not None:
+        # Once more, larger: letters are lost long before a face is.
+        large = decode_image(data, size=MAX_SIDE // 2).image
+        texts = chain(texts, read_picture(ocr, large, encoder.max_tokens, encoder.count_tokens))
+    return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image), texts=tuple(texts))
 
 
 def _check_size(found: Found, max_text_bytes: int) -> None:

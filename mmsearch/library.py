@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
+from indexer.decode.ocr import load_ocr
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
 from indexer.errors import ModelMismatch, NoIndex, UsageError
@@ -173,6 +174,7 @@ class Library:
         exclude: Sequence[str] = (),
         max_text_bytes: int = MAX_TEXT_BYTES,
         tokens: bool = True,
+        ocr: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> UpdateReport:
         """Bring the index to what the folders and files ``paths`` hold now; see ``indexer.pipeline.update``.
@@ -183,8 +185,10 @@ class Library:
 
         Args:
             tokens: False leaves new pictures without image tokens; they are not reranked.
+            ocr: Read the text in pictures and on scanned pages; seconds for each.
 
         Raises:
+            UsageError: ``ocr`` without the extra of that name.
             ModelMismatch: the index holds the tokens of another reranker.
             UsageError: no path, or one that does not exist.
             IndexBusy: another process is indexing.
@@ -203,6 +207,7 @@ class Library:
             exclude=exclude,
             max_text_bytes=max_text_bytes,
             compressor=self._compressor() if tokens else None,
+            ocr=load_ocr() if ocr else None,
             progress=progress,
         )
 

@@ -22,6 +22,7 @@ __all__ = [
     "is_stream",
     "iter_passages",
     "modality_of",
+    "reads_ocr",
     "still",
 ]
 
@@ -37,6 +38,12 @@ def modality_of(path: str) -> Modality | None:
         return Modality.IMAGE
     kind = KINDS.get(extension)
     return kind.modality if kind else None
+
+
+def reads_ocr(path: str) -> bool:
+    """Whether a file of this name may hold pictures in which text is looked for."""
+    extension = os.path.splitext(path)[1][1:].lower()
+    return extension in IMAGE_EXTENSIONS - KINDS.keys() or extension == "pdf"
 
 
 def is_stream(path: str) -> bool:

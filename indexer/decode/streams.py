@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from indexer.decode.ocr import Ocr
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
@@ -55,6 +57,10 @@ class Source:
     report: Callable[[str], None]
     stored: int = 0
     last: Span | None = None
+    page_begins: int = 0
+    """Which piece of the file, counted from 0, is the first on the page of ``last``."""
+    ocr: Ocr | None = None
+    """What reads the text in a picture, if it is to be read."""
     fps: float = 1.0
     """Frames of a video that are looked at in a second, at most."""
 
@@ -79,6 +85,13 @@ TEXT_EXTENSIONS = frozenset({"csv", "markdown", "md", "tsv", "txt"})
 KINDS: dict[str, Kind] = {}
 """The kind of a file by its extension, in lower case and without its dot. Pictures of one frame are not among them."""
 KINDS |= dict.fromkeys(TEXT_EXTENSIONS, Kind(Modality.TEXT, "indexer.decode.streams:iter_texts"))
+KINDS |= {
+    "pdf": Kind(Modality.TEXT, "indexer.decode.pdf:decode", "indexer.decode.pdf:still"),
+    "docx": Kind(Modality.TEXT, "indexer.decode.office:decode_docx"),
+    "pptx": Kind(Modality.TEXT, "indexer.decode.office:decode_pptx"),
+    "epub": Kind(Modality.TEXT, "indexer.decode.markup:decode_epub"),
+}
+KINDS |= dict.fromkeys(("htm", "html", "xhtml"), Kind(Modality.TEXT, "indexer.decode.markup:decode_html"))
 
 
 def decode(source: Source) -> Iterator[Passage | Picture]:
