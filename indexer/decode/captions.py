@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from xml.etree import ElementTree
 
 from PIL import ExifTags, IptcImagePlugin
@@ -161,7 +162,7 @@ def _named_in_row(asset: Asset, line: int) -> list[str]:
     if line > _MAX_ROW:
         return []
     try:
-        with open(asset.path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        with Path(asset.path).open(encoding="utf-8-sig", errors="replace", newline="") as file:
             status = os.fstat(file.fileno())
             # A file that was stamped a moment before it was indexed has a nanosecond less in the catalogue.
             if status.st_size != asset.size or not 0 <= status.st_mtime_ns - asset.mtime_ns <= 1:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 _GUTTER = 0.7
-"""White between two columns or cells, in heights of a line; justified lines stretch their spaces to about half of one."""
+"""White between two columns or cells, in heights of a line; justified lines stretch their spaces to half of one."""
 _PROSE = 18
 """Characters of the middle line of a column from which on it is prose and no cells."""
 _PARAGRAPH = 1.55
@@ -138,7 +139,7 @@ def _is_prose(column: Sequence[Word]) -> bool:
 def _row_text(row: Sequence[Word], least: float) -> str:
     """A line; a comma stands where white parts the cells of a table."""
     text = row[0].text.strip()
-    for before, word in zip(row, row[1:], strict=False):
+    for before, word in pairwise(row):
         apart = word.left - before.right >= least
         glue = ", " if apart and not text.endswith((",", ":", ";")) else " "
         text += glue + word.text.strip()
@@ -146,7 +147,7 @@ def _row_text(row: Sequence[Word], least: float) -> str:
 
 
 def _usual_step(block: Sequence[_Line]) -> float:
-    steps = [a.middle - b.middle for a, b in zip(block, block[1:], strict=False) if a.middle > b.middle]
+    steps = [a.middle - b.middle for a, b in pairwise(block) if a.middle > b.middle]
     return median(steps) if steps else 1.0
 
 

@@ -26,43 +26,14 @@ _HEAD = 4096  # bytes among which a page names its encoding
 
 _HIDDEN = frozenset({"head", "iframe", "math", "noscript", "object", "script", "style", "svg", "template"})
 _INLINE = frozenset(
-    [
-        "a",
-        "abbr",
-        "acronym",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "cite",
-        "code",
-        "data",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-        "ins",
-        "kbd",
-        "label",
-        "mark",
-        "q",
-        "ruby",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strike",
-        "strong",
-        "sub",
-        "sup",
-        "time",
-        "tt",
-        "u",
-        "var",
-        "wbr",
-    ]
+    {
+        *("a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i"),
+        *("ins", "kbd", "label", "mark", "q", "ruby", "s", "samp", "small", "span", "strike", "strong", "sub", "sup"),
+        *("time", "tt", "u", "var", "wbr"),
+    }
 )
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_LATIN = frozenset({"ascii", "iso-8859-1", "iso8859-1", "latin-1", "latin1", "us-ascii"})
 _CELLS = frozenset({"td", "th"})
 
 
@@ -74,7 +45,7 @@ def decode_html(source: Source) -> Iterator[Passage]:
     data = source.file.read(MAX_HTML + 1)
     if len(data) > MAX_HTML:
         raise DecodeError(f"a page of more than {MAX_HTML // 1_000_000} MB is not parsed")
-    yield from _behind(source, ((None, list(_html(data))),))
+    yield from _behind(source, [(None, list(_html(data)))])
 
 
 def decode_epub(source: Source) -> Iterator[Passage]:
@@ -100,20 +71,14 @@ def _behind(source: Source, parts: Any) -> Iterator[Passage]:
 
 def encoding_of(data: bytes) -> str:
     """The encoding of a page: its byte order mark, what it says, UTF-8 if it can be, else what it most looks like."""
-    for mark, name in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
+    for mark, name in _MARKS:
         if data.startswith(mark):
             return name
     named = re.search(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""", data[:_HEAD])
     if named:
         name = named[1].decode("ascii").lower()
         try:
-            codec = codecs.lookup(
-                "cp1252" if name in ("iso-8859-1", "latin-1", "latin1", "us-ascii", "ascii") else name
-            )
+            codec = codecs.lookup("cp1252" if name in _LATIN else name)  # as browsers have it
             if not codec.name.startswith(("utf-16", "utf-32")):  # it could be read so far: it is neither
                 data[:_HEAD].decode(codec.name, "ignore")
                 return codec.name

@@ -78,20 +78,14 @@ def _engine() -> Any:
     return RapidOCR(params={"Global.log_level": "critical", "Global.use_cls": False})
 
 
-def read_picture(
-    ocr: Ocr, image: Image.Image, capacity: int, count_tokens: Callable[[str], int], *, span: Span = Span()
-) -> list[Passage]:
+def read_picture(ocr: Ocr, image: Image.Image, capacity: int, count_tokens: Callable[[str], int]) -> list[Passage]:
     """The text in a picture: a passage for each block of lines, with the box around it."""
-    from dataclasses import replace
-
-    lines = ocr(image)
     passages = []
-    for block in _blocks(lines):
-        left, top = min(line.box[0] for line in block), min(line.box[1] for line in block)
-        right, bottom = max(line.box[2] for line in block), max(line.box[3] for line in block)
-        where = replace(span, box=(left, top, right, bottom))
-        text = paragraphs(_words(block, image.size))
-        passages += [Passage(one, where, "ocr") for one in cut(["\n".join(text)], capacity, count_tokens)]
+    for block in _blocks(ocr(image)):
+        left, top, right, bottom = zip(*(line.box for line in block), strict=True)
+        where = Span(box=(min(left), min(top), max(right), max(bottom)))
+        text = "\n".join(paragraphs(_words(block, image.size)))
+        passages += [Passage(one, where, "ocr") for one in cut([text], capacity, count_tokens)]
     return passages
 
 

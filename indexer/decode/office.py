@@ -83,19 +83,17 @@ def _docx_pages(body: Any) -> Iterator[tuple[int | None, list[str]]]:
     for block in _docx_blocks(body):
         turned = sum(1 for _ in block.iter(breaks))
         text = _row_text(block) if block.tag == _W + "tr" else _paragraph_text(block)
-        # A paragraph that goes over the end of a page belongs to the one where it begins, unless it begins with the end.
+        # A paragraph that goes over the end of a page belongs to the one on which it begins.
         first = next((e.tag for e in block.iter(breaks, _W + "t") if e.tag == breaks or e.text), None)
         if turned and first == breaks:
             yield (number if laid_out else None), paragraphs
             number, paragraphs = number + 1, []
             turned -= 1
-        if text:
-            if block.tag == _W + "tr" and paragraphs and block.getprevious() is not None:
-                paragraphs[-1] += "\n" + text if block.getprevious().tag == _W + "tr" else ""
-                if block.getprevious().tag != _W + "tr":
-                    paragraphs.append(text)
-            else:
-                paragraphs.append(text)
+        before = block.getprevious()
+        if text and block.tag == _W + "tr" and paragraphs and before is not None and before.tag == _W + "tr":
+            paragraphs[-1] += "\n" + text
+        elif text:
+            paragraphs.append(text)
         if turned:
             yield (number if laid_out else None), paragraphs
             number, paragraphs = number + turned, []

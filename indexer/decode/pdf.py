@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import byref, c_double
+from pathlib import Path
 from typing import BinaryIO
 
 import pypdfium2.raw as pdfium
@@ -68,7 +69,7 @@ def decode(source: Source) -> Iterator[Passage | Picture]:
 
 def still(path: str, span: Span, size: int) -> Image.Image:
     """The picture of a page."""
-    with open(path, "rb") as file, _opened(file) as document, _pdfium:
+    with Path(path).open("rb") as file, _opened(file) as document, _pdfium:
         if span.page is None or span.page > len(document):
             raise DecodeError("the page is not there any more")
         try:
