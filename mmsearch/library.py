@@ -25,6 +25,7 @@ from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, add_tokens
 from indexer.tokens import Compressor
 from indexer.types import VISUAL, Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
+from mmsearch.captioned import with_pictures
 from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.explain import explain_alone, show
@@ -299,7 +300,8 @@ class Library:
             rerank=rerank,
             candidates=candidates,
         )
-        return self.searcher().search(query, ANSWERS if k is None else k)
+        searcher = self.searcher()
+        return with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
 
     def explain(self, question: str, picture: Image | str | os.PathLike[str], *, method: str = METHOD) -> Explanation:
         """Which parts of ``picture`` the words of ``question`` look at, as a map of heat that can be saved as a PNG.

@@ -63,7 +63,10 @@ def display_path(path: str) -> str:
 
 def _where(hit: Hit) -> str:
     place = display_path(hit.item.asset.path) if hit.item.asset.path else str(hit.key)
-    return f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+    if hit.page is not None:
+        return f"{place}  page {hit.page}"
+    place = f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+    return f"{place} of {display_path(str(hit.picture))}" if hit.picture else place
 
 
 def report_lines(report: UpdateReport) -> list[str]:

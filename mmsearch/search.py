@@ -40,6 +40,8 @@ class Hit:
     """Whether a reranker has looked at it; else its score is what the first stage says."""
     explaining: Callable[[str], Explanation] | None = field(default=None, repr=False, compare=False)
     """What ``explain`` asks: the searcher that found it."""
+    picture: Path | None = None
+    """The picture that this text, in a file of its own, is the caption of."""
 
     def __reduce__(self) -> tuple[type[Hit], tuple[Any, ...]]:
         """A copy that leaves the process, which the searcher cannot, cannot be explained."""
@@ -103,7 +105,7 @@ class Hit:
     @property
     def source(self) -> str | None:
         """What its text is, if not simply that of its file: ``subtitle``, ``ocr`` or ``caption``."""
-        return self.item.source
+        return "caption" if self.picture else self.item.source
 
     @property
     def fragment(self) -> str | None:
@@ -155,6 +157,7 @@ class Hit:
             "box": list(self.box) if self.box else None,
             "text": self.text,
             "source": self.source,
+            "picture": str(self.picture) if self.picture else None,
             "taken": asset.taken,
             "metadata": dict(asset.metadata) or None,
         }

@@ -2,7 +2,7 @@
 
 Words in the picture's file are pieces of that file and go where it goes. Words in another file, ``photo.jpg.txt``,
 ``photo.txt`` or a row of ``captions.tsv``, are pieces of *that* file, an ordinary text. Which picture they belong to is
-not stored but worked out from names when a hit is shown (``pictures_of``): nothing has to be undone when either
+not stored but worked out from names when a hit is shown (``picture_of``): nothing has to be undone when either
 of the two files changes, moves or goes.
 """
 
@@ -137,7 +137,7 @@ def _chunks(picture: ImageFile, said: list[str], keywords: list[str]) -> None:
 # --- beside the picture
 
 
-def pictures_of(asset: Asset, span: Span | None, known: Callable[[Sequence[str]], list[str]]) -> str | None:
+def picture_of(asset: Asset, span: Span | None, known: Callable[[Sequence[str]], list[str]]) -> str | None:
     """The path of the picture that a passage is the caption of; None where it is not one.
 
     ``known`` says which of some paths are in the index. The name of a sidecar is that of its picture and ``.txt``, or

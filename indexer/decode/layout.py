@@ -7,10 +7,11 @@ beside it is as long as lines of prose are, and a table otherwise. Pure: numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import median, median_low
 
 _GUTTER = 0.7
 """White between two columns or cells, in heights of a line; justified lines stretch their spaces to half of one."""
@@ -18,6 +19,8 @@ _PROSE = 18
 """Characters of the middle line of a column from which on it is prose and no cells."""
 _PARAGRAPH = 1.55
 """The step from line to line, in the usual one, above which a new paragraph begins."""
+_SPACED = 1.8
+"""The largest usual step, in heights of a line: nobody prints more widely."""
 _WINDOW = 3
 """Rows that must share a gutter before a band of rows without one ends."""
 
@@ -54,8 +57,11 @@ class _Line:
 def paragraphs(words: Sequence[Word]) -> list[str]:
     """The paragraphs of a page in reading order; the lines of each, and the rows of a table, end with a newline."""
     found: list[str] = []
+    if not words:
+        return found
+    height = median(word.height for word in words)
     for block in _blocks(list(words)):
-        step = _usual_step(block)
+        step = min(_usual_step(block), _SPACED * height)
         lines: list[str] = []
         for i, line in enumerate(block):
             if lines and block[i - 1].middle - line.middle > _PARAGRAPH * step:
@@ -101,7 +107,7 @@ def _bands(rows: list[list[Word]], least: float) -> Iterator[list[list[Word]]]:
     shared = False
     for i, row in enumerate(rows):
         together = bool(_gutters(inside + row, least))
-        window = [word for later in rows[i : i + _WINDOW] for word in later]
+        window = [word for later in _near(rows[i : i + _WINDOW]) for word in later]
         begins = not shared and not together and bool(band) and bool(_gutters(window, least))
         if (shared and not together) or begins:
             yield band
@@ -112,6 +118,16 @@ def _bands(rows: list[list[Word]], least: float) -> Iterator[list[list[Word]]]:
         shared = together
     if band:
         yield band
+
+
+def _near(rows: Sequence[list[Word]]) -> list[list[Word]]:
+    """Those of the first rows that stand close below each other."""
+    near = list(rows[:1])
+    for row in rows[1:]:
+        if near[-1][0].middle - row[0].middle > _SPACED * _PARAGRAPH * near[-1][0].height:
+            break
+        near.append(row)
+    return near
 
 
 def _gutters(words: Sequence[Word], least: float) -> list[tuple[float, float]]:
@@ -137,18 +153,19 @@ def _is_prose(column: Sequence[Word]) -> bool:
 
 
 def _row_text(row: Sequence[Word], least: float) -> str:
-    """A line; a comma stands where white parts the cells of a table."""
+    """A line; commas stand where white parts the cells of a table, and a semicolon at the end of such a row."""
     text = row[0].text.strip()
+    cells = False
     for before, word in pairwise(row):
         apart = word.left - before.right >= least
-        glue = ", " if apart and not text.endswith((",", ":", ";")) else " "
-        text += glue + word.text.strip()
-    return text
+        cells |= apart
+        text += (", " if apart and not text.endswith((",", ".", ":", ";")) else " ") + word.text.strip()
+    return f"{text};" if cells and text[-1].isalnum() else text
 
 
 def _usual_step(block: Sequence[_Line]) -> float:
     steps = [a.middle - b.middle for a, b in pairwise(block) if a.middle > b.middle]
-    return median(steps) if steps else 1.0
+    return median_low(steps) if steps else math.inf
 
 
 def _joined(lines: Sequence[str]) -> str:
@@ -157,4 +174,4 @@ def _joined(lines: Sequence[str]) -> str:
     for line in lines:
         divided = text.endswith("-") and len(text) > 1 and text[-2].isalpha() and line[:1].islower()
         text = text[:-1] + line if divided else f"{text}\n{line}" if text else line
-    return text
+    return text.removesuffix(";")

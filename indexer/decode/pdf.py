@@ -6,6 +6,7 @@ it is. This is the only module that knows pypdfium2. PDFium knows no threads: ev
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ _OCR_SIDE = 2000
 """How a page is drawn for the OCR: dots an inch, and the most pixels of its longer side."""
 _LONGEST = 8
 """A page's longer side is drawn with at most so many times the model's size."""
+_PAGE_NUMBER = re.compile(r"\W*\d{1,4}\W*")
 
 _pdfium = threading.Lock()
 
@@ -107,7 +109,7 @@ def _page(document: PdfDocument, number: int, source: Source) -> list[Passage | 
     with _pdfium:
         page = document[number - 1]
         try:
-            found = paragraphs(_words(page))
+            found = [text for text in paragraphs(_words(page)) if not _PAGE_NUMBER.fullmatch(text)]
             look = _drawn(page, source.image_size)
             is_scan = sum(map(str.isalpha, "".join(found))) < _SCAN
             scan = _drawn(page, _OCR_SIDE, dpi=_OCR_DPI) if is_scan and source.ocr else None
