@@ -197,10 +197,10 @@ class _Run:
                 continue
             seen.add(found.path)
             stamp = self._stamps.get(found.path)
-            if stamp is None or not stamp.complete or (stamp.size, stamp.mtime_ns) != (found.size, found.mtime_ns):
+            if self.ocr and stamp and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
+                self._unread.add(found.path)  # its content is known, the text in its pictures is not
                 self.todo.append(found)
-            elif self.ocr and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
-                self._unread.add(found.path)
+            elif stamp is None or not stamp.complete or (stamp.size, stamp.mtime_ns) != (found.size, found.mtime_ns):
                 self.todo.append(found)
             elif stamp.asset_id is None:
                 self._skipped_before += 1

@@ -15,6 +15,8 @@ from statistics import median, median_low
 
 _GUTTER = 0.7
 """White between two columns or cells, in heights of a line; justified lines stretch their spaces to half of one."""
+_CELL = 1.2
+"""White between two cells on one line, in its heights: a word may stand further from the next than columns do."""
 _PROSE = 18
 """Characters of the middle line of a column from which on it is prose and no cells."""
 _PARAGRAPH = 1.55
@@ -86,7 +88,7 @@ def _blocks(words: list[Word]) -> Iterator[list[_Line]]:
             for column in columns:
                 yield from _blocks(column)
         else:
-            yield [_Line(_row_text(row, _GUTTER * height), row[0].middle) for row in band]
+            yield [_Line(_row_text(row), row[0].middle) for row in band]
 
 
 def _rows(words: list[Word]) -> list[list[Word]]:
@@ -152,12 +154,12 @@ def _is_prose(column: Sequence[Word]) -> bool:
     return median(sum(len(word.text) for word in row) for row in _rows(list(column))) >= _PROSE
 
 
-def _row_text(row: Sequence[Word], least: float) -> str:
+def _row_text(row: Sequence[Word]) -> str:
     """A line; commas stand where white parts the cells of a table, and a semicolon at the end of such a row."""
     text = row[0].text.strip()
     cells = False
     for before, word in pairwise(row):
-        apart = word.left - before.right >= least
+        apart = word.left - before.right >= _CELL * before.height
         cells |= apart
         text += (", " if apart and not text.endswith((",", ".", ":", ";")) else " ") + word.text.strip()
     return f"{text};" if cells and text[-1].isalnum() else text

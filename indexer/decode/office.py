@@ -79,7 +79,8 @@ def _docx_pages(body: Any) -> Iterator[tuple[int | None, list[str]]]:
     """The paragraphs of each page. A document that was never laid out is one without a number."""
     breaks = _W + "lastRenderedPageBreak"
     laid_out = next(body.iter(breaks), None) is not None
-    number, paragraphs = 1, []
+    number = 1
+    paragraphs: list[str] = []
     for block in _docx_blocks(body):
         turned = sum(1 for _ in block.iter(breaks))
         text = _row_text(block) if block.tag == _W + "tr" else _paragraph_text(block)

@@ -14,6 +14,7 @@ from ctypes import byref, c_double
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pypdfium2.raw as pdfium
 from PIL import Image
 from pypdfium2 import PdfDocument, PdfiumError, PdfPage, PdfTextPage
@@ -116,7 +117,8 @@ def _page(document: PdfDocument, number: int, source: Source) -> list[Passage | 
         finally:
             page.close()
     pieces += [Passage(text, span) for text in cut(found, source.max_tokens, source.count_tokens)]
-    blank = all(low == high for low, high in look.getextrema())
+    pixels = np.asarray(look)  # (H, W, 3)
+    blank = bool((pixels == pixels[0, 0]).all())
     if scan is not None and source.ocr and not blank:
         pieces += read_page(source.ocr, scan, span, source.max_tokens, source.count_tokens)
     if not blank:
