@@ -397,6 +397,40 @@ def test_documents_come_move_change_and_go(tmp_path: Path) -> None:
         assert library.verify().sound
 
 
+class Interrupted(ColourEncoder):
+    """Stops the run, as Ctrl-C does, after some batches of pictures."""
+
+    def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
+        if self.images_seen >= 40:
+            raise KeyboardInterrupt
+        return super().encode_prepared(batch)
+
+
+def test_a_run_that_was_stopped_in_the_middle_goes_on_at_its_page(tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    data = pdf([[words(72, 700, f"page {n} red"), words(72, 600, LONG)] for n in range(1, 101)])
+    (tmp_path / "papers" / "a.pdf").write_bytes(data)
+    index = Index.create(tmp_path / "index", encoder=ColourEncoder.name, fingerprint=ColourEncoder.fingerprint, dim=4)
+    with pytest.raises(KeyboardInterrupt):
+        update(index, Interrupted(), [tmp_path / "papers"])
+    assert 0 < len(whole_index(index)) < 300
+    encoder = ColourEncoder()
+    assert update(index, encoder, [tmp_path / "papers"]).updated == 1
+    assert 0 < encoder.images_seen < 100
+    pages = [(n, text) for n in range(1, 101) for text in (f"page {n} red", LONG, None)]
+    assert sorted(whole_index(index), key=str) == sorted(pages, key=str)
+
+
+def whole_index(index: Index) -> list[tuple[int | None, str | None]]:
+    """Page and words of every piece."""
+    with index.snapshot() as snapshot:
+        return [
+            (item.span.page if item.span else None, item.text)
+            for m in Modality
+            for item in snapshot.reader.items_at(m, range(snapshot.state.rows[m])).values()
+        ]
+
+
 def test_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "papers"
     folder.mkdir()
