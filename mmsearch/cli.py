@@ -161,6 +161,13 @@ def query(
     candidates: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rerank so many of the first answers; else what pays.")
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help='By words alone: answers hold all, "side by side" if in quotes; scores are shares of the best.',
+        ),
+    ] = False,
     reranker: RerankerOption = None,
     json_: JsonOption = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths only, one a line.")] = False,
@@ -172,8 +179,8 @@ def query(
 ) -> None:
     """Find pictures and texts by words, by a picture, or by both.
 
-    The list ends where answers are less likely to match than one in ten, unless -k or --min-prob says otherwise. The
-    first number of a line is that probability.
+    The first number of a line is how likely it is to match. Unless -k or --min-prob says otherwise, nothing is shown if
+    that is below 0.09 for the best answer, and the list ends where the odds fall below a hundredth of the best's.
 
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
@@ -197,6 +204,7 @@ def query(
             min_prob=min_prob,
             rerank=not no_rerank,
             candidates=candidates,
+            exact=exact,
         )
     if json_:
         print(present.hits_json(hits))

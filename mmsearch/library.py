@@ -31,7 +31,7 @@ from mmsearch.rerank import Reranker
 from mmsearch.rerank.explain import explain_alone, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.load import check_reads, load_reranker
-from mmsearch.search import Hits, Searcher
+from mmsearch.search import Hits, Searcher, exact_hits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -259,6 +259,7 @@ class Library:
         min_prob: float | None = None,
         rerank: bool = True,
         candidates: int | None = None,
+        exact: bool = False,
     ) -> Hits:
         """The items that fit best, best first; the same question gives the same list.
 
@@ -270,36 +271,46 @@ class Library:
         ``query("at night", image="a.jpg")``   what fits both
         ``query("beach", without="people")``   what fits the words and does not show people
         ``query("beach", kind="image")``       pictures only; also ``under``, ``after``, ``before``
+        ``query("beach house", exact=True)``   what holds both words, in its text or its name
         =====================================  ===========================================================
 
         Args:
             image: a PIL image or the path of one.
-            k: how many, however unlikely the last of them are. By default up to 10, as many as match: the list ends at
-                the first whose probability is below 0.05 (``mmsearch.query.MATCH``), and may be empty.
+            k: how many, however unlikely the last of them are. By default up to 10, as many as match: none if the best
+                has a probability below 0.09 (``mmsearch.query.MATCH``), and else up to the first that has less than
+                that and whose odds are below a hundredth of those of the best (``FALL``).
             after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
                 counts, else that of the file.
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.
             rerank: whether the reranker, if there is one, looks again at the first answers.
             candidates: how many of the first answers of each kind it looks at; by default what its model says.
+            exact: search by words alone, without a model: an answer holds all of them, those in quotes side by side.
+                Its ``score`` is then no probability but its BM25 score as a share of that of the first answer.
 
         Raises:
             UsageError: the question makes no sense; the message says why.
             NoIndex: nothing was indexed yet.
+            StorageError: with ``exact``, there is no word search in this index, or in this Python.
             DecodeError: the picture of the question cannot be read.
             ModelError: the model or the reranker fails.
         """
         query = parse_query(
             text,
-            image=_read_image(image, self.encoder.image_size),
+            image=image if exact else _read_image(image, self.encoder.image_size),  # type: ignore[arg-type]
             without=[without] if isinstance(without, str) else without,
             kind=kind,
             under=under,
             after=after,
             before=before,
-            min_prob=MATCH if k is None and min_prob is None else min_prob,
+            min_prob=min_prob,
+            match=MATCH if k is None and min_prob is None else None,
             rerank=rerank,
             candidates=candidates,
+            exact=exact,
         )
+        if exact:
+            index = self._need_index()
+            return with_pictures(exact_hits(index, query, ANSWERS if k is None else k), index)
         searcher = self.searcher()
         return with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
 
