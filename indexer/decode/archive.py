@@ -73,5 +73,5 @@ class Archive:
             raise DecodeError(f"{name} unpacks to {info.file_size // 1_000_000:,} MB, which is too large")
         try:
             return self._zip.read(name)  # never more than the size that it states
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as exc:
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as exc:
             raise DecodeError(f"it is damaged: {name}: {exc}") from exc
