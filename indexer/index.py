@@ -4,6 +4,7 @@
     catalogue.db               the truth: files, pieces, and the row of each vector
     vectors/image-00001.f32    the rows, one file for each modality; the number is the generation
     vectors/image-00001.tokens the image tokens of the same rows, where the index holds any
+    lists/image-00001.json     what spares a large index from scanning all vectors; derived, see ``indexer.lists``
     lock                       held by the one process that writes
 
 A folder of format 1 has no tokens and a catalogue that knows nothing of them. It is read as it is; the first writer
@@ -29,6 +30,7 @@ from indexer.catalogue import Catalogue, Reader
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
+from indexer.lists import Lists, header_path, open_lists
 from indexer.records import State
 from indexer.tokens import TokenFile, token_checksum, token_path, unpack
 from indexer.types import Modality
@@ -100,6 +102,7 @@ class Index:
         self.catalogue = Catalogue(folder / "catalogue.db", write=False)
         self._view: _View | None = None
         self._view_lock = threading.Lock()
+        self._lists: dict[Path, tuple[tuple[int, int], Lists | None]] = {}
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -154,6 +157,7 @@ class Index:
         """Let go of the database and the mapped files."""
         self.catalogue.close()
         self._view = None
+        self._lists.clear()
 
     def __enter__(self) -> Index:
         return self
@@ -191,6 +195,7 @@ class Index:
                 for m, rows in state.rows.items():
                     path = vector_path(self.folder, m, state.generation)
                     vectors[m] = VectorFile(path, self.manifest.dim, rows)
+                    vectors[m].lists = self._open_lists(m, state.generation)
                     vectors[m].matrix()  # mapped now: a mapped file stays readable when a compaction removes it
                 token_file = None
                 if state.tokens is not None:
@@ -199,6 +204,19 @@ class Index:
                     token_file.matrix()
                 view = self._view = _View(state, vectors, {m: reader.freed(m) for m in vectors}, token_file)
             return view
+
+    def _open_lists(self, modality: Modality, generation: int) -> Lists | None:
+        """The lists of one modality; those that were open already, if their header is still the same file."""
+        path = header_path(self.folder, modality, generation)
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        stamp = (status.st_ino, status.st_mtime_ns)
+        kept = self._lists.get(path)
+        if kept is None or kept[0] != stamp:
+            kept = self._lists[path] = (stamp, open_lists(self.folder, modality, generation, self.manifest.dim))
+        return kept[1]
 
     @contextmanager
     def writing(self) -> Iterator[IndexWriter]:
