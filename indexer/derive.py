@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,20 @@ from indexer.durable import sync_folder
 from indexer.errors import StorageError
 from indexer.exact import candidates
 from indexer.index import Index, Snapshot
-from indexer.lists import TOP, Header, Layout, Lists, discard, header_path, open_lists, read_header, write_header
-from indexer.recall import DEFAULT_RECALL, DEPTHS, Curve, measure, places
+from indexer.lists import (
+    TOP,
+    Header,
+    Layout,
+    Lists,
+    discard,
+    header_path,
+    open_lists,
+    read_header,
+    read_recall,
+    write_header,
+    write_recall,
+)
+from indexer.recall import DEPTHS, Curve, measure, places
 from indexer.types import Modality
 from indexer.vectors import VectorFile
 
@@ -37,6 +49,8 @@ _BLOCK = 16384
 """Vectors read at a time, 32 MB for vectors of 512."""
 _SAMPLE = 64
 """Vectors for each centroid on which the centroids are chosen."""
+_REACH = 1.25
+"""Room for numbers larger than any in a sample: what is cut off makes every score on bytes less certain."""
 _QUESTIONS = 128
 """Vectors of each kind with which recall is measured."""
 _TAIL_LEAST, _TAIL_SHARE = 4_000_000, 1 / 64
@@ -114,23 +128,21 @@ def derive(
         StorageError: the lists cannot be written; the index is as good as before.
     """
     with index.snapshot() as snapshot:
-        if not any(_needs(index.folder, snapshot, m, recall) for m in snapshot.vectors):
+        other = recall is not None and recall != read_recall(index.folder)
+        if not other and all(_next(index.folder, snapshot, m)[0] == "keep" for m in snapshot.vectors):
             return False
     with index.writing() as writer, index.snapshot() as snapshot:
-        for m in snapshot.vectors:
-            step, lists = _next(index.folder, snapshot, m)
-            try:
+        try:
+            if recall is not None and other:
+                write_recall(index.folder, recall)
+            for m in snapshot.vectors:
+                step, lists = _next(index.folder, snapshot, m)
                 if step == "drop":
                     discard(index.folder, m, snapshot.state.generation)
-                elif step in ("build", "extend"):
-                    old = lists if step == "extend" else None
-                    target = recall or (lists.recall if lists else DEFAULT_RECALL)
-                    _make(index.folder, snapshot, m, old, target, questions, say)
-                elif lists is not None and recall is not None and lists.recall != recall:
-                    path = header_path(index.folder, m, snapshot.state.generation)
-                    write_header(path, replace(lists.header, recall=recall))
-            except OSError as exc:
-                raise StorageError(f"cannot write the search lists of {index.folder}: {exc.strerror}") from exc
+                elif step != "keep":
+                    _make(index.folder, snapshot, m, lists if step == "extend" else None, questions, say)
+        except OSError as exc:
+            raise StorageError(f"cannot write the search lists of {index.folder}: {exc.strerror}") from exc
         writer.announce()
     return True
 
@@ -148,7 +160,7 @@ def tune(index: Index, questions: Callable[[], np.ndarray] | None = None, rounds
                 continue
             dead = snapshot.dead[m]
             asked = _alive_sample(file, dead, rounds)
-            exact = _median_ms(lambda q, file=file, dead=dead: next(candidates(file.matrix(), q[None], 10, dead)), asked)
+            exact = _median_ms(partial(_ask, file, dead, None), asked)
             lists = file.lists
             if lists is None:
                 found.append(Tuning(m, file.rows, 0, 1.0, exact, ()))
@@ -157,10 +169,17 @@ def tune(index: Index, questions: Callable[[], np.ndarray] | None = None, rounds
             chosen = curve.needed(10, lists.recall)
             points = []
             for probes, recall in zip(curve.probes, curve.recalls[0], strict=True):
-                ms = _median_ms(lambda q, p=probes: file.search(q, 10, dead=dead, probes=p), asked)
+                ms = _median_ms(partial(_ask, file, dead, probes), asked)
                 points.append(Point(probes, probes / lists.count, recall, ms, probes == chosen))
             found.append(Tuning(m, file.rows, lists.count, lists.recall, exact, tuple(points)))
     return found
+
+
+def _ask(file: VectorFile, dead: np.ndarray, probes: int | None, question: np.ndarray) -> None:
+    if probes is not None:
+        file.search(question, 10, dead=dead, probes=probes)
+    else:
+        next(candidates(file.matrix(), question[None], 10, dead))
 
 
 def _median_ms(ask: Callable[[np.ndarray], object], questions: np.ndarray) -> float:
@@ -170,11 +189,6 @@ def _median_ms(ask: Callable[[np.ndarray], object], questions: np.ndarray) -> fl
         ask(question)
         times.append(time.perf_counter() - started)
     return float(np.median(times)) * 1e3
-
-
-def _needs(folder: Path, snapshot: Snapshot, modality: Modality, recall: float | None) -> bool:
-    step, lists = _next(folder, snapshot, modality)
-    return step != "keep" or (lists is not None and recall is not None and lists.recall != recall)
 
 
 def _next(folder: Path, snapshot: Snapshot, modality: Modality) -> tuple[str, Lists | None]:
@@ -189,7 +203,6 @@ def _make(
     snapshot: Snapshot,
     modality: Modality,
     old: Lists | None,
-    recall: float,
     questions: Callable[[], np.ndarray] | None,
     say: Say,
 ) -> None:
@@ -207,7 +220,7 @@ def _make(
         rotation = _rotation(file.dim)
         centroids = _centroids(file, alive) @ rotation.T
         reach = max(float(np.abs(file.fetch(s) @ rotation.T).max()) for s in _sample_chunks(alive))
-        scale, trained, first = TOP / (1.05 * reach), int(alive.sum()), 0
+        scale, trained, first = TOP / (_REACH * reach), int(alive.sum()), 0
     else:
         rotation, centroids = old.rotation, old.centroids
         scale, trained, first = old.header.scale, old.header.trained, old.rows
@@ -219,7 +232,7 @@ def _make(
     header = _fill(fresh, file, alive, owners, first, rotation, centroids, scale, old)
     fresh.replace(path)
     sync_folder(path.parent)
-    header = replace(header, file=path.name, generation=generation, trained=trained, recall=recall)
+    header = replace(header, file=path.name, generation=generation, trained=trained)
     data = np.memmap(path, np.uint8, mode="r")
     lists = Lists(path, header, data)
     if old is not None and file.rows < _GROWTH_MEASURE * old.header.measured:
@@ -322,7 +335,6 @@ def _fill(
         measured=0,
         scale=scale,
         clipped=old.header.clipped if old else 0.0,
-        recall=DEFAULT_RECALL,
         probes=(1,),
         recalls=((1.0,),) * len(DEPTHS),
         head=0,
@@ -355,7 +367,7 @@ def _fill(
     data.flush()
     with path.open("rb+") as out:
         os.fsync(out.fileno())
-    head = zlib.crc32(lists.centroids, zlib.crc32(lists.rotation))
+    head = lists.head()
     return replace(header, head=head, clipped=clipped, checksums=tuple(lists.checksum(i) for i in range(count)))
 
 
@@ -369,9 +381,7 @@ def _spread(file: VectorFile, dead: np.ndarray, count: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(np.int64)] if len(rows) else rows
 
 
-def _measure(
-    snapshot: Snapshot, modality: Modality, lists: Lists, questions: Callable[[], np.ndarray] | None
-) -> Curve:
+def _measure(snapshot: Snapshot, modality: Modality, lists: Lists, questions: Callable[[], np.ndarray] | None) -> Curve:
     """The curve of ``lists`` for vectors of every modality of the index, and for ``questions``.
 
     A vector of the file itself does not count among its own answers.
@@ -395,9 +405,7 @@ def _measure(
     return measure(np.split(found, ends[:-1]), lists.count)
 
 
-def _true_answers(
-    file: VectorFile, owners: np.ndarray, asked: np.ndarray, own: np.ndarray, k: int
-) -> np.ndarray:
+def _true_answers(file: VectorFile, owners: np.ndarray, asked: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
     """The ``k`` best rows ``(Q, k)`` of those in lists for each of ``asked`` ``(Q, D)``, best first.
 
     The first questions are the rows ``own`` ``(O,)``, which do not answer themselves.
@@ -420,5 +428,3 @@ def _true_answers(
             rows[q] = np.concatenate([rows[q], better + start])[order]
             scores[q] = both[order]
     return rows
-
-

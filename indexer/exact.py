@@ -27,11 +27,8 @@ def reach_down(scores: np.ndarray, k: int, slack: float) -> np.ndarray:
 
     ``reach_down([5, 1, 4, 3.9], k=2, slack=0.1)`` is ``[0, 2, 3]``.
     """
-    if k < len(scores):
-        bound = float(np.partition(scores, len(scores) - k)[len(scores) - k]) - slack
-    else:
-        bound = -np.inf
-    return np.flatnonzero((scores >= bound) & (scores > -np.inf))
+    last = float(np.partition(scores, len(scores) - k)[len(scores) - k]) if k < len(scores) else -np.inf
+    return np.flatnonzero((scores >= last - slack) & (scores > -np.inf))
 
 
 def candidates(matrix: np.ndarray, queries: np.ndarray, k: int, banned: np.ndarray | None) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
-"""FAISS over lists that are already mapped: the same candidates as ``indexer.lists`` finds in NumPy, several times faster.
+"""FAISS over lists that are mapped already: the candidates that ``indexer.lists`` finds in NumPy, found faster.
 
-This is the only module that imports faiss. Nothing is deserialised by it: its index is put together from checked arrays,
-and its inverted lists are a second map of the same file.
+This is the only module that imports faiss. It deserialises nothing: its index is put together from checked arrays, and
+its inverted lists are a second map of the same file.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class FaissLists:
         inverted.nlist, inverted.code_size = lists.count, header.dim
         inverted.read_only = True
         inverted.filename, inverted.totsize = str(lists.path), layout.end
-        for size, room, offset in zip(
-            layout.sizes.tolist(), layout.room.tolist(), layout.codes.tolist(), strict=True
-        ):
+        for size, room, offset in zip(layout.sizes.tolist(), layout.room.tolist(), layout.codes.tolist(), strict=True):
             one = faiss.OnDiskOneList()
             one.size, one.capacity, one.offset = size, room, offset
             inverted.lists.push_back(one)
@@ -90,7 +88,8 @@ class FaissLists:
             bound = float(scores[0, min(k, want) - 1]) * unit - 2 * doubt
             found = rows[0] >= 0
             if want == total or not found.all() or float(scores[0, -1]) * unit < bound:
-                return rows[0][found & (scores[0] * unit >= bound)]
+                good: np.ndarray = rows[0][found & (scores[0] * unit >= bound)]
+                return good
             want = min(total, want * 4)
 
 
@@ -102,7 +101,7 @@ def over(lists: Lists) -> FaissLists | None:
         return None
 
 
-def import_faiss():  # type: ignore[no-untyped-def]  # a module without stubs
+def import_faiss() -> Any:
     """The faiss module."""
     import faiss
 

@@ -30,7 +30,7 @@ from indexer.catalogue import Catalogue, Reader
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
-from indexer.lists import Lists, header_path, open_lists
+from indexer.lists import Lists, header_path, open_lists, read_recall
 from indexer.records import State
 from indexer.tokens import TokenFile, token_checksum, token_path, unpack
 from indexer.types import Modality
@@ -216,6 +216,8 @@ class Index:
         kept = self._lists.get(path)
         if kept is None or kept[0] != stamp:
             kept = self._lists[path] = (stamp, open_lists(self.folder, modality, generation, self.manifest.dim))
+        if kept[1] is not None:
+            kept[1].recall = read_recall(self.folder)
         return kept[1]
 
     @contextmanager

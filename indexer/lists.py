@@ -1,6 +1,7 @@
 """The derived index of one vector file: the vectors as bytes, rotated, sorted into lists around centroids.
 
     lists/image-00001.json      what there is: rows covered, scale, sizes, checksums, the curve of recall
+    lists/recall.json           the share of the best 10 that is to be found, where it was chosen
     lists/image-00001-003.lists one file, mapped: rotation, centroids, then for each list its codes and row numbers
 
 A question is held against the bytes of the lists whose centroids are nearest to it, and what may be among the best is
@@ -30,7 +31,7 @@ import numpy as np
 from indexer.durable import sync_folder
 from indexer.errors import StorageError
 from indexer.exact import reach_down, rounding
-from indexer.recall import DEPTHS, Curve
+from indexer.recall import DEFAULT_RECALL, DEPTHS, Curve
 from indexer.types import Modality
 
 FORMAT = 1
@@ -42,6 +43,8 @@ TOP = 127
 _ALIGN = 64
 _NUMPY_BLOCK = 2048
 """Codes turned into float32 at a time, 4 MB for vectors of 512: as much as the cache holds."""
+_FILTERED_LEAST, _FILTERED_TIMES = 32768, 4
+"""With a filter at least so many allowed rows are looked at, and so many times what would do without one."""
 _FASTER_AFTER = 8
 """Searches after which FAISS is loaded: it scans several times faster, and a single question would wait for it."""
 
@@ -64,7 +67,6 @@ class Header:
     measured: int
     scale: float
     clipped: float
-    recall: float
     probes: tuple[int, ...]
     recalls: tuple[tuple[float, ...], ...]
     head: int
@@ -110,7 +112,7 @@ class Lists:
         self.path = path
         self.header = header
         self.layout = Layout(header.dim, np.array(header.sizes, np.int64))
-        self.recall = header.recall
+        self.recall = DEFAULT_RECALL
         self._data = data
         dim, count = header.dim, len(header.sizes)
         self.rotation = _view(data, 0, (dim, dim), "<f4")
@@ -143,7 +145,7 @@ class Lists:
         if self._owners is None:
             owners = np.full(self.rows, -1, np.int32)
             for number in range(self.count):
-                owners[self.ids(number)] = number
+                owners[self._covered(self.ids(number))] = number
             self._owners = owners
         return self._owners
 
@@ -152,8 +154,9 @@ class Lists:
     ) -> np.ndarray:
         """The lists to look into for ``k`` answers, best first.
 
-        With a filter, as many allowed rows are looked at as there would be rows without one, wherever they stand: rows
-        of one folder may be far from the question, and lists that hold none of them cost nothing.
+        With a filter, several times as many allowed rows are looked at as there would be rows without one, wherever they
+        stand: rows of one folder may be far from the question, where centroids say less. Lists that hold none of them
+        cost nothing.
         """
         if self.count == 1:
             return np.zeros(1, np.int64)
@@ -168,11 +171,13 @@ class Lists:
         alive = self._per_list(allowed)
         order = order[alive[order] > 0]
         reached = np.cumsum(alive[order])
-        enough = max(k, wanted * int(self.layout.sizes.sum()) // self.count)
+        enough = max(k, _FILTERED_LEAST, _FILTERED_TIMES * wanted * int(self.layout.sizes.sum()) // self.count)
         return order[: int(np.searchsorted(reached, enough)) + 1]
 
     def _per_list(self, rows: np.ndarray) -> np.ndarray:
-        owners = self.owners()[rows[rows < self.rows]] if len(rows) else np.zeros(0, np.int32)
+        if not len(rows):
+            return np.zeros(self.count, np.int64)
+        owners = self.owners()[rows[rows < self.rows]]
         return np.bincount(owners[owners >= 0], minlength=self.count)
 
     def candidates(
@@ -195,10 +200,13 @@ class Lists:
             banned = np.zeros(self.rows, dtype=bool)
             banned[dead[dead < self.rows]] = True
         faster = self._faster() if rotated.any() else None
-        if faster is not None:
-            rows: np.ndarray = faster.candidates(rotated, k, chosen, banned)
-            return rows
-        return self._scan(rotated, k, chosen, banned)
+        scan = self._scan if faster is None else faster.candidates
+        found: np.ndarray = np.unique(self._covered(scan(rotated, k, chosen, banned)))
+        return found
+
+    def _covered(self, rows: np.ndarray) -> np.ndarray:
+        """``rows`` without numbers that no row has, which only a damaged file holds."""
+        return rows[(rows >= 0) & (rows < self.rows)]
 
     def _scan(self, rotated: np.ndarray, k: int, chosen: np.ndarray, banned: np.ndarray | None) -> np.ndarray:
         """``candidates`` in plain NumPy: a block of codes becomes float32 and meets the question in the BLAS."""
@@ -216,8 +224,9 @@ class Lists:
                 done += len(block)
         scores = (scores - np.float32(128) * rotated.sum()) / np.float32(self.header.scale)
         if banned is not None:
-            scores[banned[ids]] = -np.inf
-        return ids[reach_down(scores, k, 2 * self.doubt(rotated, 0.0))]
+            scores[np.take(banned, ids, mode="clip")] = -np.inf
+        found: np.ndarray = ids[reach_down(scores, k, 2 * self.doubt(rotated, 0.0))]
+        return found
 
     def doubt(self, rotated: np.ndarray, step: float) -> float:
         """By how much a score on codes may be off, for a question whose own numbers are rounded to multiples of
@@ -243,7 +252,11 @@ class Lists:
 
     def checksum(self, number: int) -> int:
         """CRC-32 of the codes and rows of one list."""
-        return zlib.crc32(self.ids(number), zlib.crc32(self.codes(number)))
+        return zlib.crc32(self.ids(number).data, zlib.crc32(self.codes(number).data))
+
+    def head(self) -> int:
+        """CRC-32 of rotation and centroids."""
+        return zlib.crc32(self.centroids.data, zlib.crc32(self.rotation.data))
 
 
 def _view(data: np.ndarray, offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -263,7 +276,8 @@ def header_path(folder: Path, modality: Modality, generation: int) -> Path:
 def open_lists(folder: Path, modality: Modality, generation: int, dim: int, *, write: bool = False) -> Lists | None:
     """The lists of one modality, or None if there are none that can be used.
 
-    Rotation, centroids and row numbers are checked here; the codes are not read, for a wrong one can only hide a row.
+    Rotation and centroids are checked here. The lists are not read: a wrong code or row number can only hide a row,
+    for what is found is scored again on its vector.
     """
     path = header_path(folder, modality, generation)
     try:
@@ -278,17 +292,8 @@ def open_lists(folder: Path, modality: Modality, generation: int, dim: int, *, w
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     found = Lists(file, header, data)
-    head = zlib.crc32(found.centroids, zlib.crc32(found.rotation))
-    return found if head == header.head and _rows_are_rows(found) else None
-
-
-def _rows_are_rows(lists: Lists) -> bool:
-    """Whether every list names rows that are covered; a number out of range would be an index out of range."""
-    for number, size in enumerate(lists.header.sizes):
-        ids = lists.ids(number)
-        if size and not (0 <= int(ids.min()) and int(ids.max()) < lists.rows):
-            return False
-    return True
+    found.recall = read_recall(folder)
+    return found if found.head() == header.head else None
 
 
 def read_header(path: Path) -> Header:
@@ -321,8 +326,34 @@ def write_header(path: Path, header: Header) -> None:
         OSError: it cannot be written.
     """
     values = asdict(header)
-    values = json.loads(json.dumps(values))  # lists for tuples, as they will be read
     values["checksum"] = zlib.crc32(json.dumps(values, sort_keys=True).encode())
+    _write_json(path, values)
+
+
+def read_recall(folder: Path) -> float:
+    """The share of the best 10 that is to be found."""
+    try:
+        recall = float(json.loads(_recall_path(folder).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return DEFAULT_RECALL
+    return recall if 0 < recall <= 1 else DEFAULT_RECALL
+
+
+def write_recall(folder: Path, recall: float) -> None:
+    """Choose the share of the best 10 that is to be found.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    lists_folder(folder).mkdir(exist_ok=True)
+    _write_json(_recall_path(folder), recall)
+
+
+def _recall_path(folder: Path) -> Path:
+    return lists_folder(folder) / "recall.json"
+
+
+def _write_json(path: Path, values: Any) -> None:
     fresh = path.with_name(path.name + ".new")
     with fresh.open("w", encoding="utf-8") as file:
         json.dump(values, file)
@@ -379,7 +410,7 @@ def sweep(folder: Path, generation: int) -> None:
     """Remove what no header of this generation names: lists of older ones, and what a dead process left."""
     if not lists_folder(folder).is_dir():
         return
-    keep: set[str] = set()
+    keep = {_recall_path(folder).name}
     for m in Modality:
         path = header_path(folder, m, generation)
         try:

@@ -66,7 +66,6 @@ def measure(groups: Sequence[np.ndarray], lists: int) -> Curve:
     """
     probes = probe_grid(lists)
     recalls = [
-        tuple(min(float((group[:, :depth] < p).mean()) for group in groups) for p in probes[:-1]) + (1.0,)
-        for depth in DEPTHS
+        (*(min(float((group[:, :depth] < p).mean()) for group in groups) for p in probes[:-1]), 1.0) for depth in DEPTHS
     ]
     return Curve(probes, tuple(recalls))

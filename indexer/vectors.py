@@ -121,7 +121,9 @@ class VectorFile(RowFile):
             allowed = np.setdiff1d(allowed[allowed < count], dead, assume_unique=True)
         scores = np.full((len(queries), k), -np.inf)  # (Q, k)
         rows = np.full((len(queries), k), -1, dtype=np.int64)  # (Q, k)
-        for q, (query, found) in enumerate(zip(queries, self._candidates(queries, k, allowed, dead, probes), strict=True)):
+        for q, (query, found) in enumerate(
+            zip(queries, self._candidates(queries, k, allowed, dead, probes), strict=True)
+        ):
             best, where = rank(query, self.fetch(found), found, k)
             scores[q, : len(best)] = best
             rows[q, : len(best)] = where

@@ -312,7 +312,9 @@ class IndexWriter:
             # A file that lost rows will get others in their place, of which the lists know nothing.
             if file.missing or (lists is not None and lists.faults()):
                 if path.exists():
-                    dropped.append(f"the search lists beside {path.name} were damaged; the next 'mmsearch index' makes new ones")
+                    dropped.append(
+                        f"the search lists beside {path.name} were damaged; the next 'mmsearch index' makes new ones"
+                    )
                 discard(self.folder, m, self._generation)
         return dropped
 
