@@ -36,7 +36,7 @@ from indexer.lists import (
     write_header,
     write_recall,
 )
-from indexer.recall import DEPTHS, Curve, measure, places
+from indexer.recall import DEPTHS, Curve, exact_curve, measure, places
 from indexer.types import Modality
 from indexer.vectors import VectorFile
 
@@ -239,7 +239,7 @@ def _make(
         curve, measured = old.header.curve, old.header.measured
     else:
         curve, measured = _measure(snapshot, modality, lists, questions), file.rows
-    header = replace(header, probes=curve.probes, recalls=curve.recalls, measured=measured)
+    header = replace(header, probes=curve.probes, recalls=curve.recalls, errors=curve.errors, measured=measured)
     before = None
     with suppress(OSError, ValueError, KeyError, TypeError):
         before = read_header(target).file
@@ -335,8 +335,9 @@ def _fill(
         measured=0,
         scale=scale,
         clipped=old.header.clipped if old else 0.0,
-        probes=(1,),
-        recalls=((1.0,),) * len(DEPTHS),
+        probes=exact_curve().probes,
+        recalls=exact_curve().recalls,
+        errors=exact_curve().errors,
         head=0,
         sizes=tuple(sizes.tolist()),
         checksums=(0,) * count,
@@ -387,7 +388,7 @@ def _measure(snapshot: Snapshot, modality: Modality, lists: Lists, questions: Ca
     A vector of the file itself does not count among its own answers.
     """
     if lists.count == 1:
-        return Curve((1,), ((1.0,),) * len(DEPTHS))
+        return exact_curve()
     file, dead = snapshot.vectors[modality], snapshot.dead[modality]
     own = _spread(file, dead, _QUESTIONS)
     groups = [file.fetch(own)]

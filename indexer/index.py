@@ -30,6 +30,7 @@ from indexer.catalogue import Catalogue, Reader
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
+from indexer.gpu import GpuSearch
 from indexer.lists import Lists, header_path, open_lists, read_recall
 from indexer.records import State
 from indexer.tokens import TokenFile, token_checksum, token_path, unpack
@@ -103,6 +104,7 @@ class Index:
         self._view: _View | None = None
         self._view_lock = threading.Lock()
         self._lists: dict[Path, tuple[tuple[int, int], Lists | None]] = {}
+        self._gpu: dict[Path, GpuSearch] | None = None
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -165,6 +167,11 @@ class Index:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    def search_on_gpus(self) -> None:
+        """Answer questions without a filter on the GPUs, where there are any; see ``indexer.gpu``."""
+        self._gpu = {}
+        self._view = None
+
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """The index as it is now, for as long as the block runs.
@@ -196,7 +203,12 @@ class Index:
                     path = vector_path(self.folder, m, state.generation)
                     vectors[m] = VectorFile(path, self.manifest.dim, rows)
                     vectors[m].lists = self._open_lists(m, state.generation)
+                    if self._gpu is not None:
+                        vectors[m].gpu = self._gpu.setdefault(path, GpuSearch())
                     vectors[m].matrix()  # mapped now: a mapped file stays readable when a compaction removes it
+                if self._gpu is not None:  # copies of an older generation make room
+                    current = {file.path for file in vectors.values()}
+                    self._gpu = {path: copy for path, copy in self._gpu.items() if path in current}
                 token_file = None
                 if state.tokens is not None:
                     path = token_path(self.folder, state.generation)

@@ -43,7 +43,7 @@ TOP = 127
 _ALIGN = 64
 _NUMPY_BLOCK = 2048
 """Codes turned into float32 at a time, 4 MB for vectors of 512: as much as the cache holds."""
-_FILTERED_LEAST, _FILTERED_TIMES = 32768, 4
+_FILTERED_LEAST, _FILTERED_TIMES = 32768, 2
 """With a filter at least so many allowed rows are looked at, and so many times what would do without one."""
 _FASTER_AFTER = 8
 """Searches after which FAISS is loaded: it scans several times faster, and a single question would wait for it."""
@@ -69,6 +69,7 @@ class Header:
     clipped: float
     probes: tuple[int, ...]
     recalls: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
     head: int
     sizes: tuple[int, ...]
     checksums: tuple[int, ...]
@@ -77,7 +78,7 @@ class Header:
     @property
     def curve(self) -> Curve:
         """Recall over lists looked into."""
-        return Curve(self.probes, self.recalls)
+        return Curve(self.probes, self.recalls, self.errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +155,8 @@ class Lists:
     ) -> np.ndarray:
         """The lists to look into for ``k`` answers, best first.
 
-        With a filter, several times as many allowed rows are looked at as there would be rows without one, wherever they
-        stand: rows of one folder may be far from the question, where centroids say less. Lists that hold none of them
-        cost nothing.
+        With a filter, more allowed rows are looked at than there would be rows without one, wherever they stand: rows
+        of one folder may be far from the question, where centroids say less. Lists without any of them cost nothing.
         """
         if self.count == 1:
             return np.zeros(1, np.int64)
@@ -178,7 +178,8 @@ class Lists:
         if not len(rows):
             return np.zeros(self.count, np.int64)
         owners = self.owners()[rows[rows < self.rows]]
-        return np.bincount(owners[owners >= 0], minlength=self.count)
+        counts: np.ndarray = np.bincount(owners[owners >= 0], minlength=self.count)
+        return counts
 
     def candidates(
         self, query: np.ndarray, k: int, *, allowed: np.ndarray | None, dead: np.ndarray, probes: int | None = None
@@ -260,7 +261,8 @@ class Lists:
 
 
 def _view(data: np.ndarray, offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return np.ndarray(shape, dtype, buffer=data.data, offset=offset)
+    view: np.ndarray = np.ndarray(shape, dtype, buffer=data.data, offset=offset)
+    return view
 
 
 def lists_folder(folder: Path) -> Path:
@@ -308,11 +310,13 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path} is not what was written")
     for name in ("probes", "sizes", "checksums"):
         values[name] = tuple(values[name])
-    values["recalls"] = tuple(tuple(row) for row in values["recalls"])
+    for name in ("recalls", "errors"):
+        values[name] = tuple(tuple(row) for row in values[name])
     header = Header(**values)
     if not re.fullmatch(r"[\w.-]+\.lists", header.file) or not header.sizes or min(header.sizes) < 0:
         raise ValueError(f"{path} names no file of lists")
-    if len(header.recalls) != len(DEPTHS) or {len(row) for row in header.recalls} != {len(header.probes)}:
+    curves = (header.recalls, header.errors)
+    if any(len(rows) != len(DEPTHS) or {len(row) for row in rows} != {len(header.probes)} for rows in curves):
         raise ValueError(f"{path} has no curve of recall")
     if not header.scale > 0 or len(header.checksums) != len(header.sizes):
         raise ValueError(f"{path} is incomplete")

@@ -15,27 +15,29 @@ import numpy as np
 DEFAULT_RECALL = 0.99
 DEPTHS = (10, 50, 200, 1000, 2000)
 """Lengths of the list of answers for which recall is measured; up to the last, a question takes the next longer one."""
-_CAUTION = 0.25
-"""Part of the tolerated loss that is kept in reserve, for the questions are a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Recall over lists looked into: ``recalls[i][j]`` of the best ``DEPTHS[i]``, with ``probes[j]`` lists."""
+    """Recall over lists looked into: ``recalls[i][j]`` of the best ``DEPTHS[i]``, with ``probes[j]`` lists.
+
+    ``errors`` are the standard errors of the recalls, for the questions are a sample.
+    """
 
     probes: tuple[int, ...]
     recalls: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
 
     def needed(self, k: int, target: float) -> int:
-        """How many lists to look into for ``k`` answers of which the share ``target`` is right; all if none do.
+        """How many lists to look into for ``k`` answers of which the share ``target`` is right, less the error.
 
-        With recall .95 at 4 lists, .993 at 8 and 1 at 16, ``needed(10, .99)`` is 8.
+        With recall .95 at 4 lists, .993 ± .002 at 8 and 1 at 16, ``needed(10, .99)`` is 8, and ``needed(10, .992)`` 16.
         """
         depth = next((i for i, most in enumerate(DEPTHS) if k <= most), None)
         if depth is None or target >= 1:
             return self.probes[-1]
-        aim = target + _CAUTION * (1 - target)
-        return next(p for p, recall in zip(self.probes, self.recalls[depth], strict=True) if recall >= aim)
+        row = zip(self.probes, self.recalls[depth], self.errors[depth], strict=True)
+        return next(probes for probes, recall, error in row if recall - error >= target)
 
 
 def probe_grid(lists: int) -> tuple[int, ...]:
@@ -65,7 +67,21 @@ def measure(groups: Sequence[np.ndarray], lists: int) -> Curve:
     Questions in words fall elsewhere than the pictures that they ask for, so a group of each kind is measured.
     """
     probes = probe_grid(lists)
-    recalls = [
-        (*(min(float((group[:, :depth] < p).mean()) for group in groups) for p in probes[:-1]), 1.0) for depth in DEPTHS
-    ]
-    return Curve(probes, tuple(recalls))
+    recalls, errors = [], []
+    for depth in DEPTHS:
+        worst = [_worst(groups, depth, p) for p in probes[:-1]]
+        recalls.append((*(recall for recall, _ in worst), 1.0))
+        errors.append((*(error for _, error in worst), 0.0))
+    return Curve(probes, tuple(recalls), tuple(errors))
+
+
+def exact_curve() -> Curve:
+    """That of a single list."""
+    return Curve((1,), ((1.0,),) * len(DEPTHS), ((0.0,),) * len(DEPTHS))
+
+
+def _worst(groups: Sequence[np.ndarray], depth: int, probes: int) -> tuple[float, float]:
+    """Recall and its standard error, of the group where they are least sure to be high."""
+    of_questions = [(group[:, :depth] < probes).mean(1) for group in groups]  # (Q,) each
+    both = [(float(one.mean()), float(one.std() / np.sqrt(len(one)))) for one in of_questions]
+    return min(both, key=lambda pair: pair[0] - pair[1])

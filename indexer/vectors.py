@@ -14,6 +14,7 @@ import numpy as np
 
 from indexer.errors import ModelError, UsageError
 from indexer.exact import candidates, rank
+from indexer.gpu import GpuSearch
 from indexer.lists import Lists
 from indexer.rowfile import RowFile
 from indexer.types import Modality
@@ -71,6 +72,8 @@ class VectorFile(RowFile):
         self.dim = dim
         self.lists: Lists | None = None
         """What spares a question most of the file; they need not cover its newest rows."""
+        self.gpu: GpuSearch | None = None
+        """A copy of the rows on GPUs, where that was asked for."""
 
     def add(self, vectors: np.ndarray) -> np.ndarray:
         """Append ``(B, D)`` unit rows, fsync, and return their row numbers ``(B,)``.
@@ -121,13 +124,27 @@ class VectorFile(RowFile):
             allowed = np.setdiff1d(allowed[allowed < count], dead, assume_unique=True)
         scores = np.full((len(queries), k), -np.inf)  # (Q, k)
         rows = np.full((len(queries), k), -1, dtype=np.int64)  # (Q, k)
-        for q, (query, found) in enumerate(
-            zip(queries, self._candidates(queries, k, allowed, dead, probes), strict=True)
-        ):
+        pools = self._on_gpu(queries, k, dead) if self.gpu is not None and allowed is None else None
+        if pools is None:
+            pools = self._candidates(queries, k, allowed, dead, probes)
+        for q, (query, found) in enumerate(zip(queries, pools, strict=True)):
             best, where = rank(query, self.fetch(found), found, k)
             scores[q, : len(best)] = best
             rows[q, : len(best)] = where
         return scores, rows
+
+    def _on_gpu(self, queries: np.ndarray, k: int, dead: np.ndarray) -> Iterator[np.ndarray] | None:
+        """``_candidates`` from the GPUs, or None if they cannot answer every question."""
+        assert self.gpu is not None
+        pools = []
+        for query in queries:
+            found = self.gpu.candidates(self, query, k, dead)
+            if found is None:
+                return None
+            rows, first = found
+            (new,) = candidates(self.matrix()[first:], query[None], k, dead[dead >= first] - first)
+            pools.append(np.concatenate([rows, new + first]))
+        return iter(pools)
 
     def _candidates(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None, dead: np.ndarray, probes: int | None

@@ -63,6 +63,8 @@ class Status:
     """Whose image tokens the index holds, as the reranker is called; None if it holds none."""
     without_tokens: int
     """Pictures that have none."""
+    lists: Mapping[str, int]
+    """Into how many lists a large number of vectors is sorted; a question looks into some. One is scanned whole."""
     skipped: tuple[Skipped, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -125,6 +127,8 @@ class Library:
             model = load_encoder(model, device)
         self._encoder = model
         self._device = device
+        if self._index is not None:
+            self._use_gpus(self._index)
         self._asked_reranker = reranker
         self._searcher: Searcher | None = None
         self._searcher_rows = 0
@@ -396,6 +400,7 @@ class Library:
             erased = sum(len(dead) for dead in snapshot.dead.values())
             tokens = snapshot.state.tokens
             without_tokens = len(snapshot.reader.rows_without_tokens())
+            lists = {str(m): file.lists.count for m, file in snapshot.vectors.items() if file.lists is not None}
         made = index.manifest
         return Status(
             folder=str(self.folder),
@@ -409,6 +414,7 @@ class Library:
             bytes=sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
             tokens=None if tokens is None else tokens.name,
             without_tokens=without_tokens,
+            lists=lists,
             skipped=tuple(skipped),
         )
 
@@ -449,6 +455,10 @@ class Library:
                 self._searcher_rows = rows
             return self._searcher
 
+    def _use_gpus(self, index: Index) -> None:
+        if self._device is not None and self._device.startswith("cuda"):
+            index.search_on_gpus()
+
     def _compressor(self) -> Compressor | None:
         return None if self.reranker is None else self.reranker.compressor
 
@@ -457,6 +467,7 @@ class Library:
             with self._lock:
                 if self._index is None:
                     self._index = Index.open(self.folder)
+                    self._use_gpus(self._index)
         return self._index
 
     def _make_index(self) -> Index:

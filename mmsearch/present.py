@@ -122,6 +122,9 @@ def status_lines(status: Status) -> list[str]:
     if status.tokens is not None:
         pictures = status.items.get("image", 0)
         lines.append(f"tokens     {status.tokens}, of {pictures - status.without_tokens:,} of {pictures:,} pictures")
+    if status.lists:
+        lists = ", ".join(f"{kind} vectors in {count:,}" for kind, count in status.lists.items())
+        lines.append(f"lists      {lists}")
     if status.erased:
         lines.append(f"erased     {status.erased:,} vectors; 'mmsearch compact' gives their space back")
     if status.skipped:
