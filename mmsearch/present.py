@@ -137,7 +137,7 @@ def status_lines(status: Status) -> list[str]:
 
 def tuning_lines(tunings: Sequence[Tuning]) -> list[str]:
     """What a question costs for which recall, as tables; an arrow marks what is used."""
-    lines = []
+    lines: list[str] = []
     for tuning in tunings:
         if lines:
             lines.append("")
