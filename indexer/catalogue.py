@@ -19,6 +19,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from indexer.records import Filter, ItemRow, NewItem, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _FIRST_WITH_TOKENS = 2
 """A catalogue of schema 1 knows nothing of tokens: it is read as one without any, and migrated by the first writer."""
+_FIRST_WITH_PLACES = 3
+"""Before this one, a piece is a whole picture or some lines of a text."""
 
 _METADATA = sa.MetaData()
 
@@ -80,6 +83,12 @@ ITEMS = sa.Table(
     sa.Column("last_line", sa.Integer),
     sa.Column("text", sa.Text),
     sa.Column("token_crc", sa.BigInteger),
+    sa.Column("page", sa.Integer),
+    sa.Column("start", sa.Float),
+    sa.Column("end", sa.Float),
+    sa.Column("best", sa.Float),
+    sa.Column("box", sa.Text),
+    sa.Column("source", sa.String(12)),
     sa.UniqueConstraint("modality", "row"),
     sa.UniqueConstraint("asset_id", "ordinal"),
     sqlite_autoincrement=True,
@@ -100,8 +109,10 @@ FREED = sa.Table(
     sa.Column("erased", sa.Boolean, nullable=False),
 )
 
+_PLACES = ("page", "start", "end", "best", "box", "source")
 _ITEM = tuple(column for column in ITEMS.c if column is not ITEMS.c.token_crc)
-"""What every schema has of an item."""
+_OLD_ITEM = tuple(sa.null().label(c.name) if c.name in _PLACES else c for c in _ITEM)
+"""An item as catalogues before ``_FIRST_WITH_PLACES`` have it."""
 _IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
 _UNDER_CHUNK = 100
@@ -212,13 +223,13 @@ class Reader:
         except UsageError as exc:
             raise IndexDamaged(f"the catalogue tells of impossible image tokens: {exc}") from exc
 
-    def token_checksums(self, rows: Sequence[int] | None = None) -> dict[int, int]:
-        """The checksums of image tokens by row, of all pictures that have some or of those at ``rows``.
+    def token_checksums(self, modality: Modality, rows: Sequence[int] | None = None) -> dict[int, int]:
+        """The checksums of image tokens by row, of all items of one modality that have some or of those at ``rows``.
 
         The catalogue must know of tokens: ``state().tokens`` is not None.
         """
         query = sa.select(ITEMS.c.row, ITEMS.c.token_crc).where(
-            ITEMS.c.modality == Modality.IMAGE.value, ITEMS.c.token_crc.is_not(None)
+            ITEMS.c.modality == modality.value, ITEMS.c.token_crc.is_not(None)
         )
         if rows is None:
             return dict(self._connection.execute(query).all())
@@ -227,12 +238,12 @@ class Reader:
             checksums.update(self._connection.execute(query.where(ITEMS.c.row.in_(chunk))).all())
         return checksums
 
-    def rows_without_tokens(self) -> np.ndarray:
-        """Rows ``(R,)``, sorted, of the pictures that have no image tokens."""
-        rows = self.rows(Modality.IMAGE, Filter())
+    def rows_without_tokens(self, modality: Modality = Modality.IMAGE) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the pictures, or the clips, that have no image tokens."""
+        rows = self.rows(modality, Filter())
         if self.state().tokens is None:
             return rows
-        return np.setdiff1d(rows, np.fromiter(self.token_checksums(), dtype=np.int64))
+        return np.setdiff1d(rows, np.fromiter(self.token_checksums(modality), dtype=np.int64))
 
     def stamps(self, under: Sequence[str]) -> dict[str, Stamp]:
         """What is known of every file at or below the paths ``under``, skipped ones included."""
@@ -276,7 +287,22 @@ class Reader:
     def asset_items(self, asset_id: int) -> list[NewItem]:
         """The items of one asset in their order, each with the row of its vector; for whoever writes."""
         rows = self._connection.execute(sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal))
-        return [NewItem(r.ordinal, Modality(r.modality), r.row, r.crc, _span(r), r.text, r.token_crc) for r in rows]
+        return [
+            NewItem(r.ordinal, Modality(r.modality), r.row, r.crc, _span(r), r.text, r.source, r.token_crc)
+            for r in rows
+        ]
+
+    def last_item(self, asset_id: int) -> tuple[int, Span | None] | None:
+        """Place and span of the last stored item of an asset; None if it has none."""
+        query = sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal.desc()).limit(1)
+        row = self._connection.execute(query).first()
+        return None if row is None else (row.ordinal, _span(row))
+
+    def kinds_of(self, modality: Modality) -> frozenset[Modality]:
+        """What the files are that have items of ``modality``."""
+        query = sa.select(ITEMS.c.id).join(ASSETS).where(ITEMS.c.modality == modality.value).limit(1)
+        kinds = (kind for kind in Modality if self._connection.scalar(query.where(ASSETS.c.modality == kind.value)))
+        return frozenset(kinds)
 
     def rows(self, modality: Modality, where: Filter) -> np.ndarray:
         """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
@@ -286,6 +312,8 @@ class Reader:
             query = query.where(when >= where.after)
         if where.before is not None:
             query = query.where(when < where.before)
+        if where.kinds:
+            query = query.where(ASSETS.c.modality.in_([kind.value for kind in where.kinds]))
         if not where.under:
             return np.fromiter(self._connection.scalars(query.order_by(ITEMS.c.row)), dtype=np.int64)
         rows: set[int] = set()
@@ -310,16 +338,21 @@ class Reader:
         """The items whose vectors stand at ``rows``, by row."""
         items: dict[int, Item] = {}
         assets: dict[int, Asset] = {}
+        columns = self._item_columns()
         for chunk in _chunks(rows):
-            query = sa.select(*_ITEM).where(ITEMS.c.modality == modality.value, ITEMS.c.row.in_(chunk))
+            query = sa.select(*columns).where(ITEMS.c.modality == modality.value, ITEMS.c.row.in_(chunk))
             found = self._connection.execute(query).all()
             wanted = sorted({r.asset_id for r in found} - assets.keys())
             for part in _chunks(wanted):
                 for asset in self._connection.execute(sa.select(ASSETS).where(ASSETS.c.id.in_(part))):
                     assets[asset.id] = _asset(asset)
             for r in found:
-                items[r.row] = Item(r.id, assets[r.asset_id], modality, _span(r), r.text)
+                items[r.row] = Item(r.id, assets[r.asset_id], modality, _span(r), r.text, r.source)
         return items
+
+    def _item_columns(self) -> tuple[sa.ColumnElement[Any], ...]:
+        schema = self._connection.scalar(sa.select(META.c.value).where(META.c.name == "schema"))
+        return _ITEM if schema is not None and schema >= _FIRST_WITH_PLACES else _OLD_ITEM
 
     def item_rows(self) -> Iterator[ItemRow]:
         """Every item as the vector files see it, in the order of their rows."""
@@ -419,11 +452,11 @@ class Writer(Reader):
                     "modality": item.modality.value,
                     "row": item.row,
                     "crc": item.crc,
-                    "first_line": item.span and item.span.first_line,
-                    "last_line": item.span and item.span.last_line,
                     "text": item.text,
+                    "source": item.source,
                     "token_crc": item.token_crc,
                 }
+                | _span_values(item.span or Span())
                 for item in items
             ],
         )
@@ -435,11 +468,11 @@ class Writer(Reader):
         self._connection.execute(sa.insert(TOKEN_FORMAT).values(values))
         self._connection.execute(sa.update(ITEMS).where(ITEMS.c.token_crc.is_not(None)).values(token_crc=None))
 
-    def set_token_checksums(self, checksums: Mapping[int, int | None]) -> None:
-        """Say of the pictures at these rows which tokens they have; None for none."""
+    def set_token_checksums(self, modality: Modality, checksums: Mapping[int, int | None]) -> None:
+        """Say of the items of one modality at these rows which tokens they have; None for none."""
         statement = (
             sa.update(ITEMS)
-            .where(ITEMS.c.modality == Modality.IMAGE.value, ITEMS.c.row == sa.bindparam("b_row"))
+            .where(ITEMS.c.modality == modality.value, ITEMS.c.row == sa.bindparam("b_row"))
             .values(token_crc=sa.bindparam("b_crc"))
         )
         if checksums:
@@ -503,10 +536,13 @@ class Writer(Reader):
 
 def _migrate(connection: Connection) -> None:
     """Bring a catalogue of an older schema to this one, in the transaction that is open."""
-    if "token_crc" not in {column["name"] for column in sa.inspect(connection).get_columns("items")}:
-        connection.exec_driver_sql("ALTER TABLE items ADD COLUMN token_crc BIGINT")
-        older = (META.c.name == "schema") & (META.c.value < _FIRST_WITH_TOKENS)
-        connection.execute(sa.update(META).where(older).values(value=_FIRST_WITH_TOKENS))
+    there = {column["name"] for column in sa.inspect(connection).get_columns("items")}
+    for column in ITEMS.c:
+        if column.name not in there:
+            declared = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE items ADD COLUMN {declared}")
+    older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
+    connection.execute(sa.update(META).where(older).values(value=SCHEMA_VERSION))
 
 
 def _on_connect_reader(connection: Any, _record: object) -> None:
@@ -567,7 +603,13 @@ def _asset_values(asset: Asset) -> dict[str, Any]:
 
 
 def _span(row: Any) -> Span | None:
-    return None if row.first_line is None else Span(row.first_line, row.last_line)
+    box = tuple(json.loads(row.box)) if row.box else None
+    span = Span(row.first_line, row.last_line, row.page, row.start, row.end, row.best, box)
+    return None if span == Span() else span
+
+
+def _span_values(span: Span) -> dict[str, Any]:
+    return asdict(span) | {"box": json.dumps(span.box) if span.box else None}
 
 
 def _chunks(values: Sequence[Any], size: int = _IN_CHUNK) -> Iterator[Sequence[Any]]:

@@ -17,15 +17,16 @@ class Piece:
     modality: Modality
     span: Span | None = None
     text: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
     """Store an asset with its pieces, ``vectors`` ``(P, D)``, in place of the assets ``replaces``.
 
-    With ``extends`` the pieces are further ones of an asset that is already there, from ``first_ordinal`` on.
-    ``complete`` says that they are the last. ``tokens`` are the packed image tokens ``(P, row_bytes)`` of pieces that
-    are pictures, in the format of the index; None where they have none.
+    With ``extends`` the pieces are further ones of an asset that is already there. ``ordinals`` are their places in the
+    file, rising; 0, 1, … if not given. ``complete`` says that they are the last. ``tokens`` are the packed image tokens
+    ``(P, row_bytes)`` of pieces that are seen, in the format of the index; None where they have none.
     """
 
     asset: Asset
@@ -33,9 +34,9 @@ class Put:
     vectors: np.ndarray
     replaces: Sequence[int] = ()
     extends: int | None = None
-    first_ordinal: int = 0
+    ordinals: Sequence[int] | None = None
     complete: bool = True
-    tokens: np.ndarray | None = None
+    tokens: Sequence[np.ndarray | None] | np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

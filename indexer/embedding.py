@@ -11,6 +11,7 @@ from indexer.encoders import Encoder, PatchEncoder, has_patches
 from indexer.errors import MmsearchError, ModelError, ModelMismatch
 from indexer.index import Index
 from indexer.tokens import Compressor, pack_checked
+from indexer.types import VISUAL
 from indexer.writer import IndexWriter
 
 T = TypeVar("T")
@@ -44,7 +45,8 @@ def embedding(writer: IndexWriter, encoder: Encoder, compressor: Compressor | No
     patch_encoder, held = check_reads_patches_of(encoder, compressor), writer.token_format
     if held != compressor.format:
         with writer.catalogue.read() as reader:
-            pictures = reader.counts()["items:image"]
+            counts = reader.counts()
+        pictures = sum(counts[f"items:{m}"] for m in VISUAL)
         if pictures:
             if held is None:
                 return _embed_plainly(encoder)

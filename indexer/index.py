@@ -3,12 +3,12 @@
     manifest.json              what this is and whose vectors it holds; written last, so a folder with one is an index
     catalogue.db               the truth: files, pieces, and the row of each vector
     vectors/image-00001.f32    the rows, one file for each modality; the number is the generation
-    vectors/image-00001.tokens the image tokens of the same rows, where the index holds any
+    vectors/image-00001.tokens the image tokens of the same rows, of pictures and of clips, where the index holds any
     lists/image-00001.json     what spares a large index from scanning all vectors; derived, see ``indexer.lists``
     lock                       held by the one process that writes
 
-A folder of format 1 has no tokens and a catalogue that knows nothing of them. It is read as it is; the first writer
-brings it to this format.
+A folder of format 1 has no tokens and a catalogue that knows nothing of them, one of format 2 has no videos. It is
+read as it is; the first writer brings it to this format.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from indexer.gpu import GpuSearch
 from indexer.lists import Lists, header_path, open_lists, read_recall
 from indexer.records import State
 from indexer.tokens import TokenFile, token_checksum, token_path, unpack
-from indexer.types import Modality
+from indexer.types import VISUAL, Modality
 from indexer.vectors import VectorFile, vector_path
 from indexer.writer import IndexWriter, VerifyReport
 
-FORMAT = 2
+FORMAT = 3
 
 _SNAPSHOT_TRIES = 5
 
@@ -62,20 +62,24 @@ class Snapshot:
     state: State
     vectors: dict[Modality, VectorFile]
     dead: dict[Modality, np.ndarray]
-    token_file: TokenFile | None
+    token_files: dict[Modality, TokenFile]
+    """For each of ``VISUAL``; empty without tokens."""
+    kinds: dict[Modality, frozenset[Modality]]
+    """What ``kinds_of`` has answered; shared by all snapshots of the same state."""
 
-    def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The image tokens ``(R, T, W)`` float32 of the pictures at these rows ``(R,)``, and which have any, ``(R,)``.
+    def tokens(self, rows: np.ndarray, modality: Modality = Modality.IMAGE) -> tuple[np.ndarray, np.ndarray]:
+        """The image tokens ``(R, T, W)`` float32 of the pictures, or the clips, at these rows ``(R,)``, and which of
+        them have any, ``(R,)``.
 
         A picture without tokens has zeros; so has one whose tokens decayed or were erased meanwhile, for each is held
         against its checksum. Without tokens in the index, T and W are 0.
         """
         present = np.zeros(len(rows), dtype=bool)
         format = self.state.tokens
-        if format is None or self.token_file is None:
+        if format is None:
             return np.zeros((len(rows), 0, 0), np.float32), present
-        checksums = self.reader.token_checksums(rows.tolist())
-        matrix = self.token_file.matrix()
+        checksums = self.reader.token_checksums(modality, rows.tolist())
+        matrix = self.token_files[modality].matrix()
         packed = np.zeros((len(rows), format.row_bytes), np.uint8)
         for i, row in enumerate(rows.tolist()):
             if row in checksums and row < len(matrix):
@@ -84,13 +88,20 @@ class Snapshot:
         packed[~present] = 0
         return unpack(packed, format), present
 
+    def kinds_of(self, modality: Modality) -> frozenset[Modality]:
+        """What the files are that have pieces of ``modality``."""
+        if modality not in self.kinds:
+            self.kinds[modality] = self.reader.kinds_of(modality) if self.state.rows[modality] else frozenset()
+        return self.kinds[modality]
+
 
 @dataclass(frozen=True, slots=True)
 class _View:
     state: State
     vectors: dict[Modality, VectorFile]
     dead: dict[Modality, np.ndarray]
-    token_file: TokenFile | None
+    token_files: dict[Modality, TokenFile]
+    kinds: dict[Modality, frozenset[Modality]]
 
 
 class Index:
@@ -185,11 +196,11 @@ class Index:
                 # A compaction that ends between the two looks takes the files away; the next look sees the new ones.
                 short = any(file.missing for file in view.vectors.values())
                 # Tokens that are lost for good leave every vector searchable.
-                no_tokens = view.token_file is not None and view.token_file.missing > 0
+                no_tokens = any(file.missing for file in view.token_files.values())
                 if short or (no_tokens and not last_try):
                     self._view = None
                     continue
-                yield Snapshot(reader, view.state, view.vectors, view.dead, view.token_file)
+                yield Snapshot(reader, view.state, view.vectors, view.dead, view.token_files, view.kinds)
                 return
         raise IndexDamaged(f"{self.folder} has lost vectors that its catalogue lists; 'mmsearch verify' repairs it")
 
@@ -209,12 +220,13 @@ class Index:
                 if self._gpu is not None:  # copies of an older generation make room
                     current = {file.path for file in vectors.values()}
                     self._gpu = {path: copy for path, copy in self._gpu.items() if path in current}
-                token_file = None
+                token_files = {}
                 if state.tokens is not None:
-                    path = token_path(self.folder, state.generation)
-                    token_file = TokenFile(path, state.tokens, state.rows[Modality.IMAGE])
-                    token_file.matrix()
-                view = self._view = _View(state, vectors, {m: reader.freed(m) for m in vectors}, token_file)
+                    for m in VISUAL:
+                        path = token_path(self.folder, m, state.generation)
+                        token_files[m] = TokenFile(path, state.tokens, state.rows[m])
+                        token_files[m].matrix()
+                view = self._view = _View(state, vectors, {m: reader.freed(m) for m in vectors}, token_files, {})
             return view
 
     def _open_lists(self, modality: Modality, generation: int) -> Lists | None:

@@ -9,7 +9,9 @@ import hashlib
 import io
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +23,14 @@ from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.decode import iter_passages
 from indexer.discover import Found, Walk
-from indexer.embedding import Embed, check_same_model, embedding, encode_each
+from indexer.embedding import Embed, check_same_model, embedding
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError, UsageError
 from indexer.index import Index
-from indexer.reading import IMAGE_BATCH, Read, open_regular, read_ahead, read_file
+from indexer.lanes import Embedded, Lanes
+from indexer.reading import IMAGE_BATCH, Read, read_ahead, read_file
 from indexer.records import Stamp
+from indexer.streams import TEXT_BATCH, Streams
 from indexer.tokens import Compressor
 from indexer.types import Asset, Modality, Progress, Skipped, UpdateReport
 from indexer.writer import IndexWriter
@@ -34,7 +38,6 @@ from indexer.writer import IndexWriter
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TEXT_BATCH = 64
 MAX_TEXT_BYTES = 20_000_000
 """A text file above this is skipped unless asked for: 20 MB are some 40,000 passages."""
 
@@ -51,18 +54,6 @@ class Addition:
     image: Image | None = None
     text: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Document:
-    """A text on its way: how many of its passages are stored, and which are waiting for the model."""
-
-    asset: Asset
-    replaces: list[int]
-    asset_id: int | None
-    written: int
-    waiting: list[Piece] = field(default_factory=list)
-    done: bool = False
 
 
 def update(
@@ -181,7 +172,7 @@ class _Run:
         self._touched: set[int] = set()
         self._claimed: set[int] = set()
         self._pictures: list[tuple[Read, np.ndarray]] = []
-        self._documents: list[_Document] = []
+        self._sent: deque[tuple[list[Read], Future[list[Embedded]]]] = deque()
         self._done = 0
 
     # -- what is to be done ------------------------------------------------------------------------------------------
@@ -230,13 +221,15 @@ class _Run:
 
     def read_and_store(self, embed: Embed) -> None:
         """Read everything that is to be done, in order, and store it batch by batch."""
-        self._embed = embed
-        with closing(read_ahead(self._read, self.todo)) as reads:
+        with Lanes(embed, self.encoder) as self._lanes, closing(read_ahead(self._read, self.todo)) as reads:
+            self._streams = Streams(self, self._lanes)
             for read in reads:
                 self._store(read)
-        self._flush_pictures()
-        self._flush_documents()
-        self._flush_changes()
+            self._send_pictures()
+            while self._sent:
+                self._store_pictures()
+            self._streams.flush()
+        self.flush_changes()
 
     def _read(self, found: Found) -> Read:
         return read_file(found, self.encoder, lambda digest: digest not in self._digests, self.max_text_bytes)
@@ -249,22 +242,17 @@ class _Run:
             if path in self._stamps:
                 self._gone[path] = self._stamps[path]
         elif read.fault is not None:
-            self._skip(read.found, read.fault)
+            self.skip(read, read.fault, self.old(path))
         elif read.unwanted:
             self._store_known(read)
         elif read.prepared is not None:
             self._pictures.append((read, read.prepared))
             if len(self._pictures) >= IMAGE_BATCH:
-                self._flush_pictures()
+                self._send_pictures()
         else:
-            self._store_document(read)
+            self._streams.take(read)
         self._done += 1
         self.progress(Progress(self._done, len(self.todo), len(self._skipped), path))
-
-    def _old(self, path: str) -> list[int]:
-        """The asset that stands under ``path`` now and must go when something else takes its place."""
-        stamp = self._stamps.get(path)
-        return [stamp.asset_id] if stamp is not None and stamp.asset_id is not None else []
 
     def _queue(self, *changes: Change) -> None:
         for change in changes:
@@ -274,25 +262,14 @@ class _Run:
                 self._touched.update(change.replaces)
         self._changes.extend(changes)
         if len(self._changes) >= _CHANGES_BATCH:
-            self._flush_changes()
-
-    def _flush_changes(self) -> None:
-        if self._changes:
-            self.writer.apply(self._changes)
-        self._changes.clear()
-        self._touched.clear()
-
-    def _skip(self, found: Found, reason: str, replaces: Sequence[int] | None = None) -> None:
-        self._skipped.append(Skipped(found.path, reason))
-        old = self._old(found.path) if replaces is None else replaces
-        self._queue(Skip(found.path, found.size, found.mtime_ns, reason, old))
+            self.flush_changes()
 
     def _store_known(self, read: Read) -> None:
         """A file whose content the index has: it was touched, moved, or is a copy. The model is not asked."""
-        old = self._old(read.found.path)
+        old = self.old(read.found.path)
         candidates = self._candidates(read)
         if any(asset_id in self._touched for asset_id, _ in candidates):
-            self._flush_changes()  # what the catalogue says of them is about to change
+            self.flush_changes()  # what the catalogue says of them is about to change
             candidates = self._candidates(read)
         asset = _asset(read)
         own = next((c for c in candidates if c[0] in old), None)
@@ -302,11 +279,13 @@ class _Run:
             self._counts["unchanged"] += 1
         elif moved:
             self._claimed.add(moved[0])
-            self._queue(Restamp(moved[0], replace(asset, taken=moved[1].taken), old))
+            self._queue(Restamp(moved[0], replace(asset, modality=moved[1].modality, taken=moved[1].taken), old))
             self._counts["moved"] += 1
         elif candidates:
             pieces, vectors, tokens = self.writer.fetch_pieces(candidates[0][0])
-            self._queue(Put(replace(asset, taken=candidates[0][1].taken), pieces, vectors, old, tokens=tokens))
+            known = candidates[0][1]
+            asset = replace(asset, modality=known.modality, taken=known.taken)
+            self._queue(Put(asset, pieces, vectors, old, tokens=tokens))
             self._counts["updated" if old else "duplicates"] += 1
             self._counts["items"] += len(pieces)
         else:
@@ -319,99 +298,77 @@ class _Run:
         with self.writer.catalogue.read() as reader:
             return [c for c in reader.assets_with_digest(read.digest) if _same_kind(c[1], read.found)]
 
-    def _flush_pictures(self) -> None:
-        """Embed and commit the pictures that wait."""
-        if not self._pictures:
-            return
-        reads = [read for read, _ in self._pictures]
-        prepared = [array for _, array in self._pictures]
-        self._pictures = []
-        for read, embedded in zip(reads, encode_each(self._embed, prepared), strict=True):
-            old = self._old(read.found.path)
+    def _send_pictures(self) -> None:
+        """Give the pictures that wait to the model, and store what it has made meanwhile of earlier ones."""
+        if self._pictures:
+            embedded = self._lanes.submit([array for _, array in self._pictures])
+            self._sent.append(([read for read, _ in self._pictures], embedded))
+            self._pictures = []
+        while self._sent and (len(self._sent) > self._lanes.count or self._sent[0][1].done()):
+            self._store_pictures()
+
+    def _store_pictures(self) -> None:
+        """Commit the oldest batch of pictures that the model was given, once it is done with it."""
+        reads, result = self._sent.popleft()
+        for read, embedded in zip(reads, result.result(), strict=True):
+            old = self.old(read.found.path)
             if isinstance(embedded, str):
-                self._skip(read.found, embedded)
+                self.skip(read, embedded, old)
                 continue
             vector, tokens = embedded
             self._queue(Put(_asset(read), [Piece(Modality.IMAGE)], vector[None], old, tokens=_one_row(tokens)))
             self._counts["updated" if old else "added"] += 1
             self._counts["items"] += 1
-        self._flush_changes()
+        self.flush_changes()
         self._digests.update(read.digest for read in reads)
 
-    def _store_document(self, read: Read) -> None:
-        """Cut a text into passages and embed them, a batch at a time, together with those of other texts."""
-        document = self._begin_document(read)
-        try:
-            with open_regular(read.found.path) as file:
-                before = os.fstat(file.fileno())
-                passages = _passages(self.encoder, file, os.path.splitext(read.found.path)[1].lower())
-                for ordinal, piece in enumerate(passages):
-                    if ordinal < document.written:
-                        continue  # an earlier run that was interrupted has stored it
-                    document.waiting.append(piece)
-                    if sum(len(d.waiting) for d in self._documents) >= TEXT_BATCH:
-                        self._flush_documents()
-                after = os.fstat(file.fileno())
-            if not (read.found.mtime_ns == before.st_mtime_ns == after.st_mtime_ns and before.st_size == after.st_size):
-                raise DecodeError("it changed while it was read; the next run tries again")
-        except FileNotFoundError:
-            self._abandon(document, read.found, None)
-        except OSError as exc:
-            self._abandon(document, read.found, f"cannot be read: {exc.strerror or exc}")
-        except DecodeError as exc:
-            self._abandon(document, read.found, str(exc))
-        else:
-            document.done = True
-            self._counts["updated" if self._old(read.found.path) else "added"] += 1
+    # -- what its files of many pieces ask of a run ------------------------------------------------------------------
 
-    def _begin_document(self, read: Read) -> _Document:
-        """A new document, or the rest of one that an interrupted run began."""
-        old = self._old(read.found.path)
+    def begun(self, read: Read) -> int | None:
+        """The asset that an interrupted run began to write of this very content under this path, if any."""
         stamp = self._stamps.get(read.found.path)
-        document = _Document(_asset(read), old, None, 0)
-        if old and stamp is not None and not stamp.complete:
-            with self.writer.catalogue.read() as reader:
-                if reader.asset(old[0]).digest == read.digest:
-                    document = _Document(_asset(read), [], old[0], len(reader.asset_items(old[0])))
-        self._documents.append(document)
-        return document
+        if stamp is None or stamp.asset_id is None or stamp.complete:
+            return None
+        with self.writer.catalogue.read() as reader:
+            return stamp.asset_id if reader.asset(stamp.asset_id).digest == read.digest else None
 
-    def _abandon(self, document: _Document, found: Found, reason: str | None) -> None:
-        """Take a text that turned out bad, or vanished, out again."""
-        self._documents.remove(document)
-        gone = document.replaces + ([document.asset_id] if document.asset_id is not None else [])
-        if reason is not None:
-            self._skip(found, reason, gone)
-        elif gone:
-            self._queue(Remove(gone))
+    def old(self, path: str) -> list[int]:
+        """The assets that stand under ``path`` now and must go when something else takes their place."""
+        stamp = self._stamps.get(path)
+        return [stamp.asset_id] if stamp is not None and stamp.asset_id is not None else []
 
-    def _flush_documents(self) -> None:
-        """Embed and commit the passages that wait, of however many documents."""
-        documents = [d for d in self._documents if d.waiting or d.done]
-        texts = [piece.text or "" for d in documents for piece in d.waiting]
-        vectors = iter(encode_each(self.encoder.encode_texts, texts))
-        puts: list[Put] = []
-        for d in documents:
-            pieces, rows = [], []
-            for piece in d.waiting:
-                vector = next(vectors)
-                if isinstance(vector, str):
-                    line = piece.span.first_line if piece.span else 0
-                    self._skipped.append(Skipped(f"{d.asset.path}:{line}", vector))
-                else:
-                    pieces.append(piece)
-                    rows.append(vector)
-            stacked = np.stack(rows) if rows else np.empty((0, self.encoder.dim), np.float32)
-            puts.append(Put(d.asset, pieces, stacked, d.replaces, d.asset_id, d.written, d.done))
-        self._flush_changes()
-        for d, put, asset_id in zip(documents, puts, self.writer.apply(puts), strict=True):
-            d.asset_id, d.replaces = asset_id, []
-            d.written += len(put.pieces)
-            self._counts["items"] += len(put.pieces)
-            d.waiting = []
-            if d.done:
-                self._digests.add(d.asset.digest)
-        self._documents = [d for d in self._documents if not d.done]
+    def asset(self, read: Read) -> Asset:
+        """The file as the catalogue is to know it."""
+        return _asset(read)
+
+    def skip(self, read: Read, reason: str, gone: Sequence[int]) -> None:
+        """A file is not to be indexed, and these assets of it must go."""
+        self._skipped.append(Skipped(read.found.path, reason))
+        self._queue(Skip(read.found.path, read.found.size, read.found.mtime_ns, reason, gone))
+
+    def partly(self, place: str, reason: str) -> None:
+        """A part of a file is not in the index."""
+        self._skipped.append(Skipped(place, reason))
+
+    def queue(self, change: Remove) -> None:
+        """Make a change with the next ones."""
+        self._queue(change)
+
+    def flush_changes(self) -> None:
+        """Make the changes that are queued."""
+        if self._changes:
+            self.writer.apply(self._changes)
+        self._changes.clear()
+        self._touched.clear()
+
+    def stored(self, asset: Asset) -> None:
+        """A file is in the index as a whole."""
+        self._counts["updated" if self.old(asset.path) else "added"] += 1
+        self._digests.add(asset.digest)
+
+    def count_items(self, count: int) -> None:
+        """So many pieces more are in the index."""
+        self._counts["items"] += count
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -440,10 +397,10 @@ def _asset(read: Read) -> Asset:
 
 def _same_kind(asset: Asset, found: Found) -> bool:
     """Whether equal bytes mean equal pieces: a table is cut up by other rules than a text."""
-    if asset.modality is not found.modality or not asset.path:
+    if not asset.path:
         return False
     same_suffix = os.path.splitext(asset.path)[1].lower() == os.path.splitext(found.path)[1].lower()
-    return found.modality is Modality.IMAGE or same_suffix
+    return same_suffix or asset.modality is found.modality is Modality.IMAGE
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -14,11 +14,11 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from indexer.decode import decode_image
+from indexer.decode import TEXT_EXTENSIONS, decode_image, still
 from indexer.discover import Found
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
-from indexer.types import Modality
+from indexer.types import Modality, Span
 
 IMAGE_BATCH = 32
 """Pictures that the model is given at once; reading stays twice as many ahead."""
@@ -88,6 +88,32 @@ def read_file(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], m
         return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
 
 
+def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes) -> Read:
+    """Read one picture out of a file of many pieces, as ``read_file`` does; ``unwanted`` if the file is another one.
+
+    A file whose size and time are as ``found`` says is not read as a whole to compare it with ``digest``.
+    """
+    try:
+        with open_regular(found.path) as file:
+            now = os.fstat(file.fileno())
+            # A file that was stamped a moment before it was indexed has a nanosecond less in the catalogue.
+            same = now.st_size == found.size and 0 <= now.st_mtime_ns - found.mtime_ns <= 1
+            if not same and digest_stream(file) != digest:
+                return Read(found, unwanted=True)
+        image = still(found.path, os.path.splitext(found.path)[1].lower(), span, encoder.image_size)
+        return Read(found, digest, prepared=encoder.prepare(image))
+    except DecodeError as exc:
+        return Read(found, fault=str(exc))
+    except FileNotFoundError:
+        return Read(found, vanished=True)
+    except OSError as exc:
+        return Read(found, fault=f"cannot be read: {exc.strerror or exc}")
+    except MemoryError:
+        return Read(found, fault="does not fit into memory")
+    except Exception as exc:  # whatever a decoder does with a hostile file, the other files are not its business
+        return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
+
+
 def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int) -> Read | None:
     """None if the file changed meanwhile."""
     with open_regular(found.path) as file:
@@ -117,7 +143,7 @@ def _check_size(found: Found, max_text_bytes: int) -> None:
     if found.modality is Modality.IMAGE:
         if found.size > MAX_IMAGE_BYTES:
             raise DecodeError(f"is {_megabytes(found.size)}; pictures above {_megabytes(MAX_IMAGE_BYTES)} are not read")
-    elif found.size > max_text_bytes:
+    elif os.path.splitext(found.path)[1][1:].lower() in TEXT_EXTENSIONS and found.size > max_text_bytes:
         raise DecodeError(
             f"is {_megabytes(found.size)} of text, above the limit of {_megabytes(max_text_bytes)}; "
             "--max-text-mb raises it"

@@ -13,7 +13,7 @@ class State:
     """The counters of an index at one moment.
 
     ``version`` grows by one with every transaction; ``generation`` names the current vector files; ``rows`` counts the
-    rows of each; ``tokens`` says whose image tokens are kept beside the vectors of pictures, if any are.
+    rows of each; ``tokens`` says whose image tokens are kept beside the vectors of pictures and clips, if any are.
     """
 
     version: int
@@ -57,18 +57,21 @@ class NewItem:
     crc: int
     span: Span | None
     text: str | None
+    source: str | None
     token_crc: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which items may answer. ``under`` is an absolute folder or file; times are seconds since 1970."""
+    """Which items may answer. ``under`` is an absolute folder or file; times are seconds since 1970; ``kinds`` are
+    those of files, any if empty."""
 
     under: tuple[str, ...] = ()
     after: float | None = None
     before: float | None = None
+    kinds: tuple[Modality, ...] = ()
 
     @property
     def is_open(self) -> bool:
         """Whether every item passes."""
-        return not self.under and self.after is None and self.before is None
+        return not (self.under or self.kinds) and self.after is None and self.before is None

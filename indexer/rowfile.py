@@ -43,7 +43,7 @@ class RowFile:
         self._map: np.ndarray | None = None
         self._descriptor: int | None = None
         try:
-            size = path.stat().st_size if path.exists() else 0
+            size = _size(path)
             if write:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
@@ -153,3 +153,11 @@ class RowFile:
             except (OSError, ValueError) as exc:
                 raise StorageError(f"cannot map {self.path}: {exc}") from exc
         return self._map[: self.present]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there, or no longer: a compaction may take it away at any moment."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -2,7 +2,8 @@
 
 An encoder's patches ``(P, F)`` become a few narrow tokens ``(T, W)`` by the reranker's picture side, a ``Compressor``.
 Packed, the tokens of a picture are one row of bytes: row r of the token file belongs to row r of the vectors of
-pictures. A picture without tokens has a row of zeros there, and no checksum in the catalogue.
+pictures, and a second file holds those of clips, which are the tokens of their best frames. A picture without tokens
+has a row of zeros there, and no checksum in the catalogue.
 
 Tokens that are precomputed and compressed for a small joint encoder: Taraday et al. 2025, arXiv:2510.06820 (EDJE).
 """
@@ -19,6 +20,7 @@ import numpy as np
 
 from indexer.errors import ModelError, StorageError, UsageError
 from indexer.rowfile import RowFile
+from indexer.types import Modality
 
 MAX_ROW_BYTES = 9_000
 """Bytes of tokens a picture: a million pictures are then 9 GB."""
@@ -122,9 +124,9 @@ def token_checksum(row: np.ndarray) -> int:
     return zlib.crc32(row.tobytes())
 
 
-def token_path(folder: Path, generation: int) -> Path:
-    """Where the index in ``folder`` keeps the tokens of pictures."""
-    return folder / "vectors" / f"image-{generation:05d}.tokens"
+def token_path(folder: Path, modality: Modality, generation: int) -> Path:
+    """Where the index in ``folder`` keeps the tokens of pictures, or of clips."""
+    return folder / "vectors" / f"{modality}-{generation:05d}.tokens"
 
 
 class TokenFile(RowFile):

@@ -12,13 +12,25 @@ from typing import Any
 
 
 class Modality(str, Enum):
-    """What a piece is made of; the value is the word the command line uses."""
+    """What a file is, or what a piece of it is made of; the value is the word the command line uses.
+
+    The two need not agree. A page of a document is an image and a passage in one file, which is a text; a subtitle is a
+    text in a file that is a video.
+    """
 
     IMAGE = "image"
+    VIDEO = "video"
     TEXT = "text"
 
     def __str__(self) -> str:
         return self.value
+
+
+VISUAL = (Modality.IMAGE, Modality.VIDEO)
+"""The modalities of pieces that are seen: a reranker holds words against them, and they have image tokens."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, as fractions of its width and height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +53,27 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where inside a text a passage stands: its first and last line, counted from 1."""
+    """Where inside its file a piece stands; what does not apply is None."""
 
-    first_line: int
-    last_line: int
+    first_line: int | None = None
+    last_line: int | None = None
+    """Lines of a text, counted from 1."""
+    page: int | None = None
+    """Page, slide or chapter of a document, counted from 1."""
+    start: float | None = None
+    end: float | None = None
+    best: float | None = None
+    """Seconds of a video, from its first moment; ``best`` is the frame that stands for the clip."""
+    box: Box | None = None
+    """Part of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One searchable piece: an image or a passage. One catalogue row, one vector.
+    """One searchable piece: an image, a clip of a video, a passage. One catalogue row, one vector.
 
-    ``span`` and ``text`` are set for passages only.
+    ``modality`` says in which vectors it stands, ``asset.modality`` what its file is. ``text`` is set for passages.
+    ``source`` says what a text is that is not simply the text of its file: ``subtitle``, ``ocr``, ``caption``.
     """
 
     id: int
@@ -59,6 +81,7 @@ class Item:
     modality: Modality
     span: Span | None = None
     text: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

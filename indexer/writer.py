@@ -23,7 +23,7 @@ from indexer.lists import discard, erase, header_path, open_lists, sweep
 from indexer.records import NewItem
 from indexer.rowfile import RowFile
 from indexer.tokens import TokenFile, TokenFormat, token_checksum, token_path
-from indexer.types import Modality
+from indexer.types import VISUAL, Modality
 from indexer.vectors import UNIT_TOLERANCE, VectorFile, check_vectors, checksum, vector_path
 
 _VERIFY_CHUNK = 4096
@@ -56,7 +56,7 @@ class IndexWriter:
         self.dim = dim
         self.catalogue = catalogue
         self._vectors: dict[Modality, VectorFile] = {}
-        self._tokens: TokenFile | None = None
+        self._tokens: dict[Modality, TokenFile] = {}
         self._recover()
 
     def _recover(self) -> None:
@@ -69,12 +69,13 @@ class IndexWriter:
             path = vector_path(self.folder, m, state.generation)
             self._vectors[m] = VectorFile(path, self.dim, state.rows[m], write=True)
         self.token_format = state.tokens
-        self._tokens = None
+        self._tokens = {}
         if state.tokens is not None:
-            path = token_path(self.folder, state.generation)
-            self._tokens = TokenFile(path, state.tokens, state.rows[Modality.IMAGE], write=True)
+            for m in VISUAL:
+                path = token_path(self.folder, m, state.generation)
+                self._tokens[m] = TokenFile(path, state.tokens, state.rows[m], write=True)
         self._erase({m: rows.tolist() for m, rows in pending.items() if len(rows)})
-        current = {file.path.name for file in (*self._vectors.values(), self._tokens) if file is not None}
+        current = {file.path.name for file in (*self._vectors.values(), *self._tokens.values())}
         for path in (self.folder / "vectors").iterdir():
             if path.name not in current:
                 path.unlink()
@@ -86,8 +87,8 @@ class IndexWriter:
         for modality, rows in freed.items():
             self._vectors[modality].remove(np.array(rows, dtype=np.int64))
             erase(self.folder, modality, self._generation, self.dim, np.array(rows, dtype=np.int64))
-            if modality is Modality.IMAGE and self._tokens is not None:
-                self._tokens.remove(np.array(rows, dtype=np.int64))
+            if modality in self._tokens:
+                self._tokens[modality].remove(np.array(rows, dtype=np.int64))
         with self.catalogue.write() as writer:
             for modality, rows in freed.items():
                 writer.set_erased(modality, rows)
@@ -102,7 +103,7 @@ class IndexWriter:
         """
         puts = [change for change in changes if isinstance(change, Put)]
         new: dict[Modality, list[np.ndarray]] = {m: [] for m in Modality}
-        tokens: list[np.ndarray] = []
+        tokens: dict[Modality, list[np.ndarray]] = {m: [] for m in VISUAL}
         for put in puts:
             source = f"the model, for {put.asset.path or put.asset.key},"
             vectors = check_vectors(put.vectors, self.dim, source)
@@ -110,13 +111,16 @@ class IndexWriter:
                 raise UsageError(f"{len(put.pieces)} pieces came with {len(vectors)} vectors")
             for piece, vector in zip(put.pieces, vectors, strict=True):
                 new[piece.modality].append(vector)
-            tokens.extend(self._token_rows(put))
+            for piece, row in zip(put.pieces, self._token_rows(put), strict=True):
+                if row is not None:
+                    tokens[piece.modality].append(row)
         asset_ids: list[int] = []
         freed: dict[Modality, list[int]] = {}
         try:
             rows = {m: iter(self._vectors[m].add(np.stack(v)).tolist()) for m, v in new.items() if v}
-            if self._tokens is not None and tokens:
-                self._tokens.append(np.stack(tokens))
+            for m, packed in tokens.items():
+                if packed:
+                    self._tokens[m].append(np.stack(packed))
             with self.catalogue.write() as writer:
                 for change in changes:
                     for modality, gone in self._record(writer, change, rows, asset_ids).items():
@@ -129,18 +133,25 @@ class IndexWriter:
         self._erase(freed)
         return asset_ids
 
-    def _token_rows(self, put: Put) -> list[np.ndarray]:
-        """The rows that the pictures among the pieces of ``put`` take up in the token file, zeros without tokens."""
-        pictures = sum(piece.modality is Modality.IMAGE for piece in put.pieces)
-        if put.tokens is not None:
+    def _token_rows(self, put: Put) -> list[np.ndarray | None]:
+        """The row that each piece of ``put`` takes up in a token file: zeros without tokens, None if it has no row."""
+        given = [None] * len(put.pieces) if put.tokens is None else list(put.tokens)
+        if isinstance(put.tokens, np.ndarray):
             self._check_tokens(put.tokens, len(put.pieces))
-            if pictures < len(put.pieces):
-                raise UsageError("image tokens came with pieces that are no pictures")
-            return list(put.tokens)
-        return [np.zeros(self._tokens.width, np.uint8)] * pictures if self._tokens is not None else []
+        elif some := [row for row in given if row is not None]:
+            self._check_tokens(np.stack(some), len(some))
+        rows: list[np.ndarray | None] = []
+        for piece, row in zip(put.pieces, given, strict=True):
+            if row is not None:
+                if piece.modality not in VISUAL:
+                    raise UsageError("image tokens came with pieces that are no pictures")
+            elif piece.modality in self._tokens:
+                row = np.zeros(self._tokens[piece.modality].width, np.uint8)
+            rows.append(row)
+        return rows
 
     def _check_tokens(self, tokens: np.ndarray, count: int) -> None:
-        expected = (count, self._tokens.width) if self._tokens is not None else None
+        expected = None if self.token_format is None else (count, self.token_format.row_bytes)
         if tokens.shape != expected or tokens.dtype != np.uint8:
             holds = "no image tokens" if expected is None else f"image tokens of shape {expected} for these pictures"
             raise UsageError(f"the index in {self.folder} holds {holds}; {tokens.shape} of {tokens.dtype} were given")
@@ -168,34 +179,26 @@ class IndexWriter:
                     asset_id = change.extends
                     if change.complete:
                         writer.complete_asset(asset_id)
-                token_crcs = (
-                    [None] * len(change.pieces) if change.tokens is None else map(token_checksum, change.tokens)
-                )
-                items = [
-                    NewItem(ordinal, p.modality, next(rows[p.modality]), checksum(vector), p.span, p.text, token_crc)
-                    for ordinal, (p, vector, token_crc) in enumerate(
-                        zip(change.pieces, change.vectors, token_crcs, strict=True), change.first_ordinal
-                    )
-                ]
-                writer.put_items(asset_id, items)
+                writer.put_items(asset_id, _new_items(change, rows))
                 asset_ids.append(asset_id)
                 return freed
 
-    def fetch_pieces(self, asset_id: int) -> tuple[list[Piece], np.ndarray, np.ndarray | None]:
-        """The pieces of an asset, their vectors ``(P, D)``, and their tokens ``(P, row_bytes)`` if all of them have
-        sound ones, to be stored again under another path."""
+    def fetch_pieces(self, asset_id: int) -> tuple[list[Piece], np.ndarray, list[np.ndarray | None] | None]:
+        """The pieces of an asset, their vectors ``(P, D)``, and the packed tokens of each, None where it has no sound
+        ones, to be stored again under another path; no list if none has any."""
         with self.catalogue.read() as reader:
             items = reader.asset_items(asset_id)
-        pieces = [Piece(item.modality, item.span, item.text) for item in items]
+        pieces = [Piece(item.modality, item.span, item.text, item.source) for item in items]
         vectors = np.empty((len(items), self.dim), dtype=np.float32)
         for i, item in enumerate(items):
             vectors[i] = self._vectors[item.modality].fetch(np.array([item.row]))[0]
-        tokens = None
-        if self._tokens is not None and all(item.token_crc is not None for item in items):
-            tokens = self._tokens.fetch(np.array([item.row for item in items], dtype=np.int64))
-            if [token_checksum(row) for row in tokens] != [item.token_crc for item in items]:
-                tokens = None  # a copy would get a checksum of its own, and the decay would never be noticed
-        return pieces, vectors, tokens
+        tokens: list[np.ndarray | None] = [None] * len(items)
+        for i, item in enumerate(items):
+            if item.token_crc is not None and item.modality in self._tokens:
+                row = self._tokens[item.modality].fetch(np.array([item.row], dtype=np.int64))[0]
+                # A copy would get a checksum of its own, and a decay would never be noticed.
+                tokens[i] = row if token_checksum(row) == item.token_crc else None
+        return pieces, vectors, tokens if any(row is not None for row in tokens) else None
 
     def adopt_tokens(self, tokens: TokenFormat) -> None:
         """Hold image tokens of this format from now on; no picture has any at first.
@@ -206,7 +209,7 @@ class IndexWriter:
         Raises:
             StorageError: there is no room for the new files; the index is as it was.
         """
-        if self._tokens is not None:
+        if self._tokens:
             self._rewrite(tokens)
             return
         with self.catalogue.write() as writer:
@@ -214,19 +217,18 @@ class IndexWriter:
             writer.advance({})
         self._recover()
 
-    def put_tokens(self, rows: np.ndarray, tokens: np.ndarray) -> None:
-        """Give the pictures at these rows ``(R,)``, which have none, the packed tokens ``(R, row_bytes)``.
+    def put_tokens(self, rows: np.ndarray, tokens: np.ndarray, modality: Modality = Modality.IMAGE) -> None:
+        """Give the pictures, or clips, at these rows ``(R,)``, which have none, the packed tokens ``(R, row_bytes)``.
 
         Raises:
             UsageError: they are of another format than that of the index.
             StorageError: they cannot be written; no picture has got any.
         """
         self._check_tokens(tokens, len(rows))
-        assert self._tokens is not None
         # Killed before the commit, the bytes stand in the row of their own picture, which has no tokens as before.
-        self._tokens.overwrite(rows, tokens)
+        self._tokens[modality].overwrite(rows, tokens)
         with self.catalogue.write() as writer:
-            writer.set_token_checksums(dict(zip(rows.tolist(), map(token_checksum, tokens), strict=True)))
+            writer.set_token_checksums(modality, dict(zip(rows.tolist(), map(token_checksum, tokens), strict=True)))
             writer.advance({})
 
     def announce(self) -> None:
@@ -263,7 +265,7 @@ class IndexWriter:
                 )
             items = list(reader.item_rows())
             freed = {m: reader.freed(m) for m in Modality}
-            checksums = reader.token_checksums() if self._tokens is not None else {}
+            checksums = {m: reader.token_checksums(m) for m in self._tokens}
             # An incomplete asset is no damage: a run was interrupted, and the next one carries on.
             damaged = dict.fromkeys(reader.empty_assets(), "it has no item")
         by_modality: dict[Modality, list[tuple[int, int, int]]] = {m: [] for m in Modality}
@@ -284,23 +286,22 @@ class IndexWriter:
                 repaired.append(f"{len(orphans[m])} vectors in {file.path.name} belonged to nothing; erased")
             if stale[m]:
                 repaired.append(f"{len(stale[m])} vectors in {file.path.name} outlived their file; erased")
-        decayed: list[int] = []
-        blank: list[int] = []
-        if self._tokens is not None:
-            decayed, strays = _token_faults(self._tokens, checksums)
+        decayed: dict[Modality, list[int]] = {}
+        blank: dict[Modality, list[int]] = {}
+        for m, tokens in self._tokens.items():
+            decayed[m], blank[m] = _token_faults(tokens, checksums[m])
             # A live picture without tokens may have some bytes of them, from a run that was killed: that is no damage.
-            outlived = np.intersect1d(strays, freed[Modality.IMAGE])
+            outlived = np.intersect1d(blank[m], freed[m])
             if len(outlived):
-                repaired.append(f"{len(outlived)} tokens in {self._tokens.path.name} outlived their picture; erased")
-            blank = strays
+                repaired.append(f"{len(outlived)} tokens in {tokens.path.name} outlived their picture; erased")
         repaired.extend(self._drop_damaged_lists())
         lost = self._repair(damaged, orphans, repaired)
         self._erase({m: rows for m, rows in stale.items() if rows})
-        owners = {item.row: item.asset_id for item in items if item.modality is Modality.IMAGE}
-        sound = {row: owners[row] for row in decayed if owners[row] not in damaged}
-        self._drop_tokens(sound, repaired, lost)
-        if self._tokens is not None and blank:
-            self._tokens.remove(np.array(blank, dtype=np.int64))
+        owners = {(item.modality, item.row): item.asset_id for item in items}
+        for m, rows in decayed.items():
+            self._drop_tokens(m, {r: owners[m, r] for r in rows if owners[m, r] not in damaged}, repaired, lost)
+            if blank[m]:
+                self._tokens[m].remove(np.array(blank[m], dtype=np.int64))
         return VerifyReport(len(items), tuple(repaired), tuple(lost))
 
     def _drop_damaged_lists(self) -> list[str]:
@@ -318,24 +319,25 @@ class IndexWriter:
                 discard(self.folder, m, self._generation)
         return dropped
 
-    def _drop_tokens(self, decayed: Mapping[int, int], repaired: list[str], lost: list[str]) -> None:
-        """Let the pictures at these rows, of these assets, be without tokens, and say so."""
-        if not decayed or self._tokens is None:
+    def _drop_tokens(
+        self, modality: Modality, decayed: Mapping[int, int], repaired: list[str], lost: list[str]
+    ) -> None:
+        """Let the pictures or clips at these rows, of these assets, be without tokens, and say so."""
+        if not decayed:
             return
+        tokens = self._tokens[modality]
         with self.catalogue.write() as writer:
             names = writer.asset_names(sorted(set(decayed.values())))
             for row, asset_id in decayed.items():
                 path, key = names[asset_id]
-                fault = (
-                    f"its tokens (row {row} of {self._tokens.path.name}) are not the ones that were written; taken out"
-                )
+                fault = f"its tokens (row {row} of {tokens.path.name}) are not the ones that were written; taken out"
                 if key is None:
                     repaired.append(f"{path}: {fault}, 'mmsearch index --add-tokens' makes them again")
                 else:
                     lost.append(f"{key}: {fault}; it was added from memory, add it again")
-            writer.set_token_checksums(dict.fromkeys(decayed))
+            writer.set_token_checksums(modality, dict.fromkeys(decayed))
             writer.advance({})
-        self._tokens.remove(np.array(list(decayed), dtype=np.int64))
+        tokens.remove(np.array(list(decayed), dtype=np.int64))
 
     def _repair(self, damaged: dict[int, str], orphans: dict[Modality, list[int]], repaired: list[str]) -> list[str]:
         """Take damaged assets out, cut files to what is there, erase orphans; return what is lost for good."""
@@ -383,14 +385,14 @@ class IndexWriter:
             for item in reader.item_rows():
                 renumbered[item.modality].append((item.id, len(renumbered[item.modality])))
                 old_rows[item.modality].append(item.row)
-            without = reader.rows_without_tokens()
-        kept = self._tokens if tokens == self.token_format else None
+            without = {m: reader.rows_without_tokens(m) for m in VISUAL}
+        kept = self._tokens if tokens == self.token_format else {}
         try:
             for m, rows in old_rows.items():
                 _copy_rows(self._vectors[m], np.array(rows, np.int64), vector_path(self.folder, m, generation))
-            if kept is not None:
-                pictures = np.array(old_rows[Modality.IMAGE], np.int64)
-                _copy_rows(kept, pictures, token_path(self.folder, generation), blank=without)
+            for m, file in kept.items():
+                path = token_path(self.folder, m, generation)
+                _copy_rows(file, np.array(old_rows[m], np.int64), path, blank=without[m])
             sync_folder(self.folder / "vectors")
             with self.catalogue.write() as writer:
                 for m, pairs in renumbered.items():
@@ -402,6 +404,25 @@ class IndexWriter:
             raise StorageError(f"cannot compact {self.folder}: {exc.strerror}") from exc
         finally:
             self._recover()
+
+
+def _new_items(put: Put, rows: Mapping[Modality, Iterator[int]]) -> list[NewItem]:
+    """The pieces of ``put``, each with the next of the rows that were written for its modality."""
+    ordinals = range(len(put.pieces)) if put.ordinals is None else put.ordinals
+    tokens = [None] * len(put.pieces) if put.tokens is None else put.tokens
+    return [
+        NewItem(
+            ordinal,
+            p.modality,
+            next(rows[p.modality]),
+            checksum(vector),
+            p.span,
+            p.text,
+            p.source,
+            None if row is None else token_checksum(row),
+        )
+        for ordinal, p, vector, row in zip(ordinals, put.pieces, put.vectors, tokens, strict=True)
+    ]
 
 
 def _faults(file: VectorFile, items: Sequence[tuple[int, int, int]], present: int) -> Iterator[tuple[int, str, int]]:

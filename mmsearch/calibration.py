@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import TypeVar
 
 import numpy as np
 
@@ -73,7 +74,16 @@ class FusedLine:
 
 
 Calibration = Mapping[tuple[Modality, Modality], Line]
-"""A line for each (modality of the question, modality of the item)."""
+"""A line for each (modality of the question, modality of the item); ``line_for`` reads it."""
+
+_Line = TypeVar("_Line", Line, FusedLine)
+
+
+def line_for(lines: Mapping[tuple[Modality, Modality], _Line], asked: Modality, answered: Modality) -> _Line:
+    """The line for a question and an answer; for a clip that of a picture where none was fitted on clips."""
+    if (asked, answered) not in lines and answered is Modality.VIDEO:
+        answered = Modality.IMAGE
+    return lines[asked, answered]
 
 
 def read(values: Mapping[str, Mapping[str, float]]) -> dict[tuple[Modality, Modality], Line]:

@@ -158,7 +158,9 @@ def query(
             "-k", min=1, help="So many answers, however unlikely; else up to 10 that match.", show_default=False
         ),
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option(metavar="image|text", help="Only this kind; repeatable.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(metavar="image|video|text", help="Only these kinds; repeatable, or a,b.")
+    ] = None,
     under: Annotated[
         list[Path] | None, typer.Option(metavar="FOLDER", help="Only below this folder; repeatable.")
     ] = None,
@@ -186,8 +188,8 @@ def query(
 ) -> None:
     """Find pictures and texts by words, by a picture, or by both.
 
-    The list ends where answers are less likely to match than one in ten, unless -k or --min-prob says otherwise. The
-    first number of a line is that probability.
+    The first number of a line is how likely it is to match. Unless -k or --min-prob says otherwise, nothing is shown if
+    that is below 0.09 for the best answer, and the list ends where the odds fall below a hundredth of the best's.
 
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """

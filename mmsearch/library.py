@@ -23,7 +23,7 @@ from indexer.errors import IndexBusy, ModelMismatch, NoIndex, StorageError, Usag
 from indexer.index import Index, Remove, VerifyReport
 from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, add_tokens, check_same_model, update
 from indexer.tokens import Compressor
-from indexer.types import Modality, Skipped, TokensReport, UpdateReport
+from indexer.types import VISUAL, Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
 from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
@@ -62,7 +62,7 @@ class Status:
     tokens: str | None
     """Whose image tokens the index holds, as the reranker is called; None if it holds none."""
     without_tokens: int
-    """Pictures that have none."""
+    """Pictures and clips that have none."""
     lists: Mapping[str, int]
     """Into how many lists a large number of vectors is sorted; a question looks into some. One is scanned whole."""
     skipped: tuple[Skipped, ...]
@@ -320,8 +320,9 @@ class Library:
 
         Args:
             image: a PIL image or the path of one.
-            k: how many, however unlikely the last of them are. By default up to 10, as many as match: the list ends at
-                the first whose probability is below 0.05 (``mmsearch.query.MATCH``), and may be empty.
+            k: how many, however unlikely the last of them are. By default up to 10, as many as match: none if the best
+                has a probability below 0.09 (``mmsearch.query.MATCH``), and else up to the first that has less than
+                that and whose odds are below a hundredth of those of the best (``FALL``).
             after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
                 counts, else that of the file.
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.
@@ -342,7 +343,8 @@ class Library:
             under=under,
             after=after,
             before=before,
-            min_prob=MATCH if k is None and min_prob is None else min_prob,
+            min_prob=min_prob,
+            match=MATCH if k is None and min_prob is None else None,
             rerank=rerank,
             candidates=candidates,
         )
@@ -399,7 +401,7 @@ class Library:
             skipped = snapshot.reader.skipped()
             erased = sum(len(dead) for dead in snapshot.dead.values())
             tokens = snapshot.state.tokens
-            without_tokens = len(snapshot.reader.rows_without_tokens())
+            without_tokens = sum(len(snapshot.reader.rows_without_tokens(m)) for m in VISUAL)
             lists = {str(m): file.lists.count for m, file in snapshot.vectors.items() if file.lists is not None}
         made = index.manifest
         return Status(

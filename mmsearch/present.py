@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from indexer.derive import Tuning
-from indexer.types import TokensReport, UpdateReport
+from indexer.types import VISUAL, TokensReport, UpdateReport
 from mmsearch.library import Status
 from mmsearch.rerank.explanation import Explanation
 from mmsearch.search import Hit, Hits
@@ -120,7 +120,7 @@ def status_lines(status: Status) -> list[str]:
         f"created    {status.created}",
     ]
     if status.tokens is not None:
-        pictures = status.items.get("image", 0)
+        pictures = sum(status.items.get(m.value, 0) for m in VISUAL)
         lines.append(f"tokens     {status.tokens}, of {pictures - status.without_tokens:,} of {pictures:,} pictures")
     if status.lists:
         lists = ", ".join(f"{kind} vectors in {count:,}" for kind, count in status.lists.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from indexer.types import Modality
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MATCH = 0.05
-"""The probability below which a list ends when nobody says how long it is to be. At one in twenty an answer is still
-worth a look; what is less likely would fill every list up with what does not match (`benchmarks/absent.py`)."""
+MATCH = 0.09
+"""How likely the best answer must be when nobody says how many are wanted: below it nothing matches. There the captions
+of Flickr8k's dev split are answered as often as questions about what is not there are not (`benchmarks/absent.py`)."""
+FALL = 100.0
+"""An answer less likely than ``MATCH`` still ends no list if its odds are at least those of the best over this."""
 
 _PARTIAL_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
@@ -34,10 +37,13 @@ class Query:
     image: Image | None = None
     without: tuple[str, ...] = ()
     kinds: tuple[Modality, ...] = ()
-    """Only these; any if empty."""
+    """Only what is in files of these kinds; in any if empty."""
     where: Filter = field(default_factory=Filter)
     min_prob: float | None = None
     """Nothing that is less likely to match; whatever there is if None."""
+    match: float | None = None
+    """Nothing at all if the best answer is less likely to match, and else what is so likely, or has odds of at least
+    those of the best over ``FALL``; whatever there is if None."""
     rerank: bool = True
     """Whether a reranker, if there is one, looks again at the first answers."""
     candidates: int | None = None
@@ -54,12 +60,14 @@ def parse_query(
     after: str | datetime | None = None,
     before: str | datetime | None = None,
     min_prob: float | None = None,
+    match: float | None = None,
     rerank: bool = True,
     candidates: int | None = None,
 ) -> Query:
     """Check what was asked and put it into one form.
 
     Args:
+        kind: ``image``, ``video``, ``text``, or several of them, in a list or with commas.
         after, before: a ``datetime``, or ``2021``, ``2021-05``, ``2021-05-17`` or a whole ISO time; ``after`` counts
             from its first moment on, ``before`` ends at it. Without a time zone it is UTC.
 
@@ -73,7 +81,7 @@ def parse_query(
         raise UsageError(f"a probability lies between 0 and 1; the smallest asked for is {min_prob}")
     if candidates is not None and candidates < 1:
         raise UsageError(f"candidates is {candidates}; rerank at least 1 answer, or switch reranking off")
-    kinds = [kind] if isinstance(kind, str) else list(kind or ())
+    kinds = [word.strip() for one in ([kind] if isinstance(kind, str) else kind or ()) for word in one.split(",")]
     folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
     where = Filter(
         tuple(os.path.abspath(folder) for folder in folders),
@@ -81,7 +89,32 @@ def parse_query(
         None if before is None else parse_time(before),
     )
     without = tuple(words.strip() for words in without if words.strip())
-    return Query(text or None, image, without, tuple(_modality(k) for k in kinds), where, min_prob, rerank, candidates)
+    return Query(
+        text or None,
+        image,
+        without,
+        tuple(dict.fromkeys(map(_modality, kinds))),
+        where,
+        min_prob,
+        match,
+        rerank,
+        candidates,
+    )
+
+
+def least_shown(query: Query, best: float) -> float:
+    """The probability that an answer needs to be shown, where the best has the probability ``best``; inf for none.
+
+    Example: with ``match`` 0.09 and a best of 0.5, the odds of which are 1 : 1, an answer of 1 : 100 is shown,
+    or 0.0099; with a best of 0.99 odds of 99 : 100 would be needed, but 0.09 suffices.
+    """
+    least = query.min_prob or 0.0
+    if query.match is None:
+        return least
+    if best < query.match:
+        return math.inf
+    odds = best / max(1 - best, 1e-12) / FALL
+    return max(least, min(query.match, odds / (1 + odds)))
 
 
 def parse_time(when: str | datetime) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from indexer.encoders import Encoder
 from indexer.errors import UsageError
 from indexer.index import Index, Snapshot
-from indexer.types import Item, Modality, Span
-from mmsearch.calibration import Calibration, probability
-from mmsearch.query import Query
+from indexer.types import VISUAL, Box, Item, Modality, Span
+from mmsearch.calibration import Calibration, line_for, probability
+from mmsearch.query import Query, least_shown
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.explain import Shown, explain, no_reranker, show
 from mmsearch.rerank.explanation import METHOD, Explanation
@@ -62,8 +62,8 @@ class Hit:
 
     @property
     def kind(self) -> str:
-        """``image`` or ``text``."""
-        return self.item.modality.value
+        """What its file is: ``image``, ``video`` or ``text``."""
+        return self.item.asset.modality.value
 
     @property
     def text(self) -> str | None:
@@ -72,8 +72,45 @@ class Hit:
 
     @property
     def lines(self) -> Span | None:
-        """Where in its file the passage stands."""
-        return self.item.span
+        """Where in its file the passage stands, if it is one of lines."""
+        return self.item.span if self.item.span and self.item.span.first_line is not None else None
+
+    @property
+    def page(self) -> int | None:
+        """Page, slide or chapter of a document, from 1."""
+        return self.item.span.page if self.item.span else None
+
+    @property
+    def start(self) -> float | None:
+        """Where the moment of a video begins, in seconds."""
+        return self.item.span.start if self.item.span else None
+
+    @property
+    def end(self) -> float | None:
+        """Where it ends."""
+        return self.item.span.end if self.item.span else None
+
+    @property
+    def best(self) -> float | None:
+        """The frame that stands for it, in seconds."""
+        return self.item.span.best if self.item.span else None
+
+    @property
+    def box(self) -> Box | None:
+        """The part of a picture that answers."""
+        return self.item.span.box if self.item.span else None
+
+    @property
+    def source(self) -> str | None:
+        """What its text is, if not simply that of its file: ``subtitle``, ``ocr`` or ``caption``."""
+        return self.item.source
+
+    @property
+    def fragment(self) -> str | None:
+        """The moment as a media fragment, W3C Media Fragments 1.0: ``t=83,95``, which goes behind a ``#``."""
+        if self.start is None or self.end is None:
+            return None
+        return f"t={_seconds(self.start)},{_seconds(self.end)}"
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -110,7 +147,14 @@ class Hit:
             "path": asset.path or None,
             "key": asset.key,
             "lines": [self.lines.first_line, self.lines.last_line] if self.lines else None,
+            "page": self.page,
+            "start": self.start,
+            "end": self.end,
+            "best": self.best,
+            "fragment": self.fragment,
+            "box": list(self.box) if self.box else None,
             "text": self.text,
+            "source": self.source,
             "taken": asset.taken,
             "metadata": dict(asset.metadata) or None,
         }
@@ -121,7 +165,7 @@ class Hits(list[Hit]):
     """The answers to one question, best first.
 
     Attributes:
-        nothing_else_matches: the list ends because what follows is less likely than ``Query.min_prob``; an empty list
+        nothing_else_matches: the list ends because what follows is too unlikely, as ``Query`` has it; an empty list
             then means that nothing matches, and else that there was nothing to choose from.
         not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
     """
@@ -252,10 +296,7 @@ class Searcher:
             raise UsageError(f"k is {k}; ask for at least 1 answer")
         with self.index.snapshot() as snapshot:
             first = [
-                {
-                    kind: self._search_kind(snapshot, kind, one, max(k, self._depth(one, kind)))
-                    for kind in one.query.kinds or tuple(Modality)
-                }
+                {kind: self._search_kind(snapshot, kind, one, max(k, self._depth(one, kind))) for kind in Modality}
                 for one in asked
             ]
             items = {
@@ -296,14 +337,14 @@ class Searcher:
         if self._second is None:
             reasons.append(f"there is no reranker for {self.encoder.name}")
             return found
-        obstacle = self._second.obstacle(snapshot) if answered is Modality.IMAGE else None
+        obstacle = self._second.obstacle(snapshot) if answered in VISUAL else None
         if obstacle is not None:
             reasons.append(obstacle)
             return found
         assert part.side is not None  # embedded for a question that is to be reranked
         rows = found.rows[: self._depth(asked, answered)]  # (C,)
-        logits = self._second.logits(snapshot, part.side, rows, items)  # (C,)
-        line = self.calibration[part.asked, answered]
+        logits = self._second.logits(snapshot, part.side, rows, items, answered)  # (C,)
+        line = line_for(self.calibration, part.asked, answered)
         vectors = snapshot.vectors[answered].fetch(rows).astype(np.float64)  # (C, D)
         # Summed in one order whatever the place among the candidates, as by the first stage: equal vectors tie.
         dual = line.gain * np.sum(vectors * part.vector, axis=1) + line.offset  # (C,)
@@ -319,12 +360,15 @@ class Searcher:
     def _search_kind(self, snapshot: Snapshot, answered: Modality, asked: Asked, k: int) -> _Found:
         """The ``k`` best items of one kind by their vectors."""
         store = snapshot.vectors[answered]
-        if not snapshot.state.rows[answered]:
+        kinds = snapshot.kinds_of(answered)
+        if not kinds or (asked.query.kinds and kinds.isdisjoint(asked.query.kinds)):
             return _Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, dtype=bool))
         wanted, unwanted, where = asked.wanted, asked.unwanted, asked.query.where
+        if asked.query.kinds and not kinds <= set(asked.query.kinds):
+            where = replace(where, kinds=asked.query.kinds)
         allowed = None if where.is_open else snapshot.reader.rows(answered, where)
         # The log-odds are linear in the cosines, so a question of several parts is still one vector.
-        lines = [self.calibration[part.asked, answered] for part in wanted]
+        lines = [line_for(self.calibration, part.asked, answered) for part in wanted]
         direction = np.sum([p.weight * ln.gain * p.vector for p, ln in zip(wanted, lines, strict=True)], axis=0)  # (D,)
         offset = sum(p.weight * ln.offset for p, ln in zip(wanted, lines, strict=True))
         pool = max(k, EXCLUSION_POOL) if unwanted else k
@@ -347,7 +391,7 @@ class Searcher:
         if self._second is None:
             raise no_reranker(self.encoder)
         answered = Modality.TEXT if asked is Modality.IMAGE else Modality.IMAGE
-        return explain(self._second, text, shown, method, asked=asked, line=self.calibration[asked, answered])
+        return explain(self._second, text, shown, method, asked=asked, line=line_for(self.calibration, asked, answered))
 
     def _explain_hit(self, query: Query, item: Item, method: str) -> Explanation:
         """The words and the picture among what was asked and what was found."""
@@ -366,9 +410,14 @@ class Searcher:
         )
 
 
+def _seconds(time: float) -> str:
+    """``83``, ``83.5``: seconds to the millisecond, without zeros at the end."""
+    return f"{time:.3f}".rstrip("0").rstrip(".")
+
+
 def _across(asked: Asked, answered: Modality) -> Part | None:
     """The part of a question that a reranker holds against answers of one kind: words against pictures, or reverse."""
-    return next((part for part in asked.wanted if part.asked is not answered), None)
+    return next((part for part in asked.wanted if (part.asked is Modality.TEXT) is (answered in VISUAL)), None)
 
 
 def _unsided(rows: np.ndarray) -> list[tuple[np.ndarray, None]]:
@@ -418,7 +467,8 @@ def _hits(
         Hit(rank, probability(logit), item, again, explaining(item))
         for rank, (logit, item, again) in enumerate(best[:k], 1)
     ]
-    likely = [hit for hit in hits if query.min_prob is None or hit.score >= query.min_prob]
+    least = least_shown(query, hits[0].score) if hits else 0.0
+    likely = [hit for hit in hits if hit.score >= least]
     return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)
 
 

@@ -72,7 +72,9 @@ def test_removed_vectors_leave_the_disk_at_once_and_the_file_at_compaction(index
         on_disk = np.frombuffer(file.read_bytes(), "<f4").reshape(-1, 4)
         np.testing.assert_array_equal(on_disk, [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
         writer.compact()
-    assert sorted(path.name for path in (index.folder / "vectors").iterdir()) == ["image-00002.f32", "text-00002.f32"]
+    assert sorted(path.name for path in (index.folder / "vectors").iterdir()) == [
+        f"{kind}-00002.f32" for kind in ("image", "text", "video")
+    ]
     on_disk = np.frombuffer((index.folder / "vectors" / "image-00002.f32").read_bytes(), "<f4").reshape(-1, 4)
     np.testing.assert_array_equal(on_disk, EYE[[0, 3]])
     assert vectors_by_path(index) == {"/0": [1, 0, 0, 0], "/3": [0, 0, 0, 1]}

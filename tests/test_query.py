@@ -11,7 +11,7 @@ from PIL import Image
 from indexer.catalogue import Filter
 from indexer.errors import UsageError
 from indexer.types import Modality
-from mmsearch.query import Query, parse_query, parse_time
+from mmsearch.query import Query, least_shown, parse_query, parse_time
 
 
 def test_words_are_trimmed_and_nothing_else_is_set() -> None:
@@ -29,11 +29,31 @@ def test_everything_at_once() -> None:
         after="2021",
         before=datetime(2022, 1, 1),
         min_prob=0.5,
+        match=0.25,
         rerank=False,
         candidates=7,
     )
     where = Filter((os.path.abspath("photos"),), 1609459200.0, 1640995200.0)
-    assert query == Query("at night", image, ("people",), (Modality.IMAGE, Modality.TEXT), where, 0.5, False, 7)
+    assert query == Query("at night", image, ("people",), (Modality.IMAGE, Modality.TEXT), where, 0.5, 0.25, False, 7)
+
+
+@pytest.mark.parametrize(
+    ("min_prob", "match", "best", "least"),
+    [
+        (None, None, 0.9, 0.0),
+        (0.3, None, 0.1, 0.3),
+        (None, 0.09, 0.0899, float("inf")),
+        (None, 0.09, 0.09, 0.09 / 0.91 / 100 / (1 + 0.09 / 0.91 / 100)),
+        (None, 0.09, 0.5, 1 / 101),
+        (None, 0.09, 0.99, 0.09),
+        (None, 0.09, 1.0, 0.09),
+        (0.05, 0.09, 0.5, 0.05),
+    ],
+)
+def test_how_likely_an_answer_must_be_beside_the_best(
+    min_prob: float | None, match: float | None, best: float, least: float
+) -> None:
+    assert least_shown(Query("a cat", min_prob=min_prob, match=match), best) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", "\n"])
@@ -45,7 +65,7 @@ def test_nothing_asked(text: str | None) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"kind": "sound"}, "'sound' is not a kind; there are image, text"),
+        ({"kind": "sound"}, "'sound' is not a kind; there are image, video, text"),
         ({"min_prob": 1.5}, "between 0 and 1; the smallest asked for is 1.5"),
         ({"candidates": 0}, "candidates is 0; rerank at least 1"),
         ({"after": "yesterday"}, "'yesterday' is not a date; write 2021"),

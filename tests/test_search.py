@@ -144,7 +144,7 @@ def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint)
 def test_a_list_ends_where_nothing_else_matches_unless_a_length_is_asked_for(
     library: mmsearch.Library, photos: Path
 ) -> None:
-    """Red matches with 0.982, green and blue with 0.000006: only the first two are above one in twenty."""
+    """Red matches with 0.982, green and blue with 0.000006: only the first two are likely enough."""
     library.index(photos)
     hits = library.query("red")
     assert names(hits) == ["red.png", "notes.txt"] and hits.nothing_else_matches

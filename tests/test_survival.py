@@ -32,7 +32,7 @@ from indexer.errors import IndexBusy, StorageError
 from indexer.index import Index
 from indexer.pipeline import add_tokens, update
 from indexer.rowfile import RowFile
-from indexer.types import Modality
+from indexer.types import VISUAL, Modality
 
 KILLS = 50
 CHILD = Path(__file__).with_name("kill_child.py")
@@ -53,9 +53,8 @@ def everything(folder: Path) -> dict[tuple[str, str | None, int | None], tuple[b
                 line = item.span.first_line if item.span else None
                 here = np.array([row])
                 tokens = None
-                if modality is Modality.IMAGE and snapshot.tokens(here)[1].all():
-                    assert snapshot.token_file is not None
-                    tokens = snapshot.token_file.fetch(here).tobytes()
+                if modality in VISUAL and snapshot.tokens(here, modality)[1].all():
+                    tokens = snapshot.token_files[modality].fetch(here).tobytes()
                 found[item.asset.path, item.text, line] = file.fetch(here).tobytes(), tokens
     return found
 

@@ -195,6 +195,7 @@ def test_an_index_without_a_format_has_no_tokens_and_takes_none(tmp_path: Path) 
         assert [path.name for path in sorted((index.folder / "vectors").iterdir())] == [
             "image-00001.f32",
             "text-00001.f32",
+            "video-00001.f32",
         ]
         assert writer.verify().sound
 
@@ -312,6 +313,8 @@ def test_another_format_replaces_the_tokens_and_spares_the_vectors(index: Index)
         "image-00002.f32",
         "image-00002.tokens",
         "text-00002.f32",
+        "video-00002.f32",
+        "video-00002.tokens",
     ]
     assert token_file(index, 2).read_bytes() == bytes(3 * FORMAT_B.row_bytes)
     np.testing.assert_array_equal(np.fromfile(index.folder / "vectors" / "image-00002.f32", "<f4"), EYE[1:].ravel())
@@ -524,17 +527,17 @@ def test_the_first_writer_brings_a_folder_to_this_format(old: Path) -> None:
             writer.adopt_tokens(FORMAT_A)
             writer.put_tokens(np.array([2]), some_tokens(2))
             writer.apply([put("/new", 3, some_tokens(3))])
-            assert index.manifest.format == FORMAT == 2
+            assert index.manifest.format == FORMAT == 3
         assert before.tokens(np.array([2]))[1].tolist() == [False]
         assert before.reader.items_at(Modality.IMAGE, [0])[0].asset.path == "/a.png"
     two, three = wide(2, 3)
     with Index.open(old) as index:
-        assert index.manifest.format == 2 and index.manifest.created == "2025-01-01T00:00:00+00:00"
+        assert index.manifest.format == 3 and index.manifest.created == "2025-01-01T00:00:00+00:00"
         assert tokens_by_path(index) == {"/a.png": None, "/b.png": two, "/new": three}
         with index.snapshot() as snapshot:
             assert [item.text for item in snapshot.reader.items_at(Modality.TEXT, [0, 1]).values()] == ["one", "two"]
     with sqlite3.connect(old / "catalogue.db") as database:
-        assert database.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone() == (2,)
+        assert database.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone() == (3,)
     database.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from indexer.decode.image import MAX_PIXELS, DecodedImage, decode_image
+from indexer.decode.streams import KINDS, TEXT_EXTENSIONS, Picture, Source, decode, still
 from indexer.decode.text import Passage, iter_passages
 from indexer.types import Modality
 
@@ -14,19 +15,30 @@ __all__ = [
     "TEXT_EXTENSIONS",
     "DecodedImage",
     "Passage",
+    "Picture",
+    "Source",
+    "decode",
     "decode_image",
+    "is_stream",
     "iter_passages",
     "modality_of",
+    "still",
 ]
 
 IMAGE_EXTENSIONS = frozenset(
     {"avif", "bmp", "dib", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"}
 )
-TEXT_EXTENSIONS = frozenset({"csv", "markdown", "md", "tsv", "txt"})
-
-_MODALITIES = dict.fromkeys(IMAGE_EXTENSIONS, Modality.IMAGE) | dict.fromkeys(TEXT_EXTENSIONS, Modality.TEXT)
 
 
 def modality_of(path: str) -> Modality | None:
     """What a file of this name holds, by its extension alone; None for a file that is nobody's business here."""
-    return _MODALITIES.get(os.path.splitext(path)[1][1:].lower())
+    extension = os.path.splitext(path)[1][1:].lower()
+    if extension in IMAGE_EXTENSIONS:
+        return Modality.IMAGE
+    kind = KINDS.get(extension)
+    return kind.modality if kind else None
+
+
+def is_stream(path: str) -> bool:
+    """Whether a file of this name is read piece by piece, by ``decode``, and not as one picture."""
+    return os.path.splitext(path)[1][1:].lower() in KINDS

@@ -12,7 +12,7 @@ import io
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import BinaryIO
 
@@ -29,10 +29,11 @@ _CHARACTERS_PER_TOKEN = 16  # a token stands for at most so many: some tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of text that fits the text tower, and the lines of the file that it stands on."""
+    """A piece of text that fits the text tower, and where in its file it stands; ``source`` as of an ``Item``."""
 
     text: str
     span: Span
+    source: str | None = None
 
 
 def iter_passages(
@@ -174,7 +175,7 @@ class _Packer:
             yield from self._passages(pieces[:middle])
             yield from self._passages(pieces[middle:])
         else:
-            yield Passage(text, Span(pieces[0].span.first_line, pieces[-1].span.last_line))
+            yield Passage(text, replace(pieces[0].span, last_line=pieces[-1].span.last_line))
 
     def pieces(self, text: str, span: Callable[[int, int], Span]) -> Iterator[_Piece]:
         """``text`` in pieces; ``span(start, end)`` gives the lines of its characters ``start`` to ``end``."""

@@ -20,7 +20,8 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 class Encoder(Protocol):
     """Turns pictures and words into unit vectors of one space.
 
-    ``prepare`` is called from several threads at once, ahead of the model; every other method by one thread at a time.
+    ``prepare`` is called from several threads at once, ahead of the model; every other method by one thread at a time,
+    but see ``streams``.
     Two encoders with the same ``fingerprint`` give vectors that may stand in the same index.
     """
 
@@ -84,6 +85,14 @@ class PlacedEncoder(PatchEncoder, Protocol):
 
     def seen(self, width: int, height: int) -> Box:
         """Which part of a picture of so many pixels the patches divide among them."""
+
+
+def streams(encoder: Encoder) -> int:
+    """How many threads may embed pictures at once: what an attribute ``streams`` of the encoder says, else 1.
+
+    It is of ``encode_prepared`` and ``encode_prepared_patches`` that the encoder says so, each thread with one core.
+    """
+    return int(getattr(encoder, "streams", 1))
 
 
 def places(offsets: Sequence[Piece], special: Sequence[int]) -> list[Piece | None]:

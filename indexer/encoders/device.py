@@ -28,3 +28,11 @@ def pick_device(asked: str | None) -> torch.device:
     if int(number or 0) >= count:
         raise UsageError(f"there is no device {asked!r} on this machine: leave the device out, or say cpu")
     return torch.device(asked)
+
+
+def streams_on(device: torch.device) -> int:
+    """How many batches are best computed at once on ``device``: one a core of the CPU, and one on anything else.
+
+    On the CPU it is what torch would spread one batch over: the physical cores, or ``OMP_NUM_THREADS``.
+    """
+    return torch.get_num_threads() if device.type == "cpu" else 1

@@ -99,9 +99,10 @@ class HuggingFaceEncoder:
     def __init__(self, model: str, device: str | None = None) -> None:
         from PIL.Image import new
 
-        from indexer.encoders.device import pick_device
+        from indexer.encoders.device import pick_device, streams_on
 
         self._device = pick_device(device)
+        self.streams = streams_on(self._device)
         self.name = model
         self._pair = open_pair(model)
         self._model = self._pair.model.to(self._device)

@@ -84,6 +84,13 @@ class MiniEncoder:
         """For each ``"text->image"`` of modalities the mean and standard deviation of an unrelated pair's cosine, and
         the slope and bias of the log-odds of a match over (cosine - mean) / std."""
 
+    @cached_property
+    def streams(self) -> int:
+        """See ``indexer.encoders.streams``."""
+        from indexer.encoders.device import streams_on
+
+        return streams_on(self._device)
+
     def prepare(self, image: Image) -> np.ndarray:
         """One picture squeezed to uint8 ``(3, 260, 260)``; the towers were trained on squeezed pictures."""
         from PIL.Image import Resampling

@@ -48,9 +48,10 @@ class OpenClipEncoder:
     """
 
     def __init__(self, model: str, device: str | None = None) -> None:
-        from indexer.encoders.device import pick_device
+        from indexer.encoders.device import pick_device, streams_on
 
         self._device = pick_device(device)
+        self.streams = streams_on(self._device)
         self.name = model
         target, tag = resolve(model)
         with quiet(), as_model_error(model):

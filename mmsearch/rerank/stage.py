@@ -18,7 +18,8 @@ from indexer.errors import ModelError
 from indexer.index import Snapshot
 from indexer.reading import IMAGE_BATCH
 from indexer.tokens import pack_checked, unpack
-from indexer.types import Item, Modality
+from indexer.types import VISUAL, Item, Modality
+from mmsearch.calibration import line_for
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.load import check_reads
 
@@ -98,7 +99,12 @@ class SecondStage:
         return f"{missing:,} of the {of:,} best pictures have no image tokens; 'mmsearch index --add-tokens' makes them"
 
     def logits(
-        self, snapshot: Snapshot, asked: TextSide | PictureSide, rows: np.ndarray, items: Mapping[int, Item]
+        self,
+        snapshot: Snapshot,
+        asked: TextSide | PictureSide,
+        rows: np.ndarray,
+        items: Mapping[int, Item],
+        answered: Modality,
     ) -> np.ndarray:
         """How well what was asked fits each of the items at ``rows`` ``(C,)``: ``(C,)``, NaN for what has no score.
 
@@ -112,7 +118,7 @@ class SecondStage:
             texts = self._text_sides([items[row].text or "" for row in rows.tolist()])
             pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), np.int64)], axis=1)
             return self._score(texts, [asked], pairs)
-        pictures, there = self._picture_sides(snapshot, rows, items)
+        pictures, there = self._picture_sides(snapshot, rows, items, answered)
         if there.any():
             pairs = np.stack([np.zeros(len(pictures), np.int64), np.arange(len(pictures))], axis=1)
             found[there] = self._score([asked], pictures, pairs)
@@ -134,11 +140,11 @@ class SecondStage:
             dual: log-odds of the first stage ``(C,)``.
             logits: of the reranker ``(C,)``.
         """
-        fused, bank = self.reranker.calibration[asked, answered], self.reranker.bank
+        fused, bank = line_for(self.reranker.calibration, asked, answered), self.reranker.bank
         if bank is None:
             return fused.log_odds(dual, logits)
         near = bank.nearness(answers, asked).round(DECIMALS)
-        return fused.log_odds(dual, logits, near, float(bank.nearness(question[None], answered)[0]))
+        return fused.log_odds(dual, logits, near, float(bank.nearness(question[None], _bank_of(answered))[0]))
 
     def _score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
         logits = np.asarray(self.reranker.score(texts, pictures, pairs), dtype=np.float64)
@@ -150,13 +156,13 @@ class SecondStage:
         return logits.round(DECIMALS)
 
     def _picture_sides(
-        self, snapshot: Snapshot, rows: np.ndarray, items: Mapping[int, Item]
+        self, snapshot: Snapshot, rows: np.ndarray, items: Mapping[int, Item], answered: Modality
     ) -> tuple[list[PictureSide], np.ndarray]:
         """The sides of those pictures at ``rows`` ``(C,)`` that have one, and which these are ``(C,)``."""
         if self.reranker.compressor is None:
             paths = [items[row].asset.path for row in rows.tolist()]
             return [PictureSide(path=path) for path in paths if path], np.array([bool(path) for path in paths])
-        tokens, there = snapshot.tokens(rows)
+        tokens, there = snapshot.tokens(rows, answered)
         return [PictureSide(one) for one in tokens[there]], there
 
     def _text_sides(self, texts: Sequence[str]) -> list[TextSide]:
@@ -180,6 +186,11 @@ class SecondStage:
     def _patch_encoder(self) -> PatchEncoder:
         assert isinstance(self.encoder, PatchEncoder)  # checked by the constructor
         return self.encoder
+
+
+def _bank_of(modality: Modality) -> Modality:
+    """Among which of a bank's vectors a piece belongs: a clip among pictures."""
+    return Modality.IMAGE if modality in VISUAL else Modality.TEXT
 
 
 def fused_order(first: np.ndarray, again: np.ndarray) -> np.ndarray:

@@ -1,0 +1,114 @@
+"""Files of many pieces: which decoder reads which, and what it is given and gives.
+
+A decoder is a generator that goes through a file in bounded memory and gives its passages and pictures in an order that
+is the same every time. So a run that was killed is carried on behind the pieces that were stored: the decoder is told
+how many there are and where the last one stands, and begins behind it without decoding, as far as it can, what is
+before.
+
+A decoder module is loaded with the first file that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from indexer.decode.text import Passage, iter_passages
+from indexer.types import Modality, Span
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A piece that is seen: one picture, or the frames that were taken of a clip.
+
+    ``frames`` are ``(C, H, W)`` each, as ``Source.prepare`` gives them. ``times`` are the seconds of the frames of a
+    clip, one each, and empty for a picture; ``span.best`` becomes the time of the frame that stands for the clip.
+    """
+
+    span: Span
+    frames: Sequence[np.ndarray]
+    times: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A file that is to be decoded, what the model takes, and what is stored of it already.
+
+    ``file`` stands at its beginning. ``stored`` pieces need not come again; ``last`` is the span of the last of them.
+    ``report`` takes the reason why a part of the file is missing: the rest is kept.
+    """
+
+    path: str
+    file: BinaryIO
+    suffix: str
+    """In lower case, with its dot."""
+    prepare: Callable[[Image], np.ndarray]
+    image_size: int
+    max_tokens: int
+    count_tokens: Callable[[str], int]
+    report: Callable[[str], None]
+    stored: int = 0
+    last: Span | None = None
+    fps: float = 1.0
+    """Frames of a video that are looked at in a second, at most."""
+
+
+Decoder = Callable[[Source], Iterator[Passage | Picture]]
+"""From the piece after ``Source.stored`` on. Raises DecodeError, with the reason, if the file is not to be indexed."""
+Still = Callable[[str, Span, int], "Image"]
+"""The RGB picture of a piece that is seen, from its file's path and its span, which may be shrunk to twice so many
+pixels a side. Raises DecodeError or OSError."""
+
+
+class Kind(NamedTuple):
+    """A kind of file: what it is, and the names, ``module:function``, of its ``Decoder`` and its ``Still``, if any."""
+
+    modality: Modality
+    decoder: str
+    still: str | None = None
+
+
+TEXT_EXTENSIONS = frozenset({"csv", "markdown", "md", "tsv", "txt"})
+
+KINDS: dict[str, Kind] = {}
+"""The kind of a file by its extension, in lower case and without its dot. Pictures of one frame are not among them."""
+KINDS |= dict.fromkeys(TEXT_EXTENSIONS, Kind(Modality.TEXT, "indexer.decode.streams:iter_texts"))
+
+
+def decode(source: Source) -> Iterator[Passage | Picture]:
+    """The pieces of a file, by the decoder of its kind."""
+    return _load(KINDS[source.suffix[1:]].decoder)(source)
+
+
+def still(path: str, suffix: str, span: Span, size: int) -> Image:
+    """The RGB picture of a piece that is seen, which may be shrunk to ``2 * size`` pixels a side.
+
+    Raises:
+        DecodeError: the file is no longer what it was, or its kind has no pictures.
+        OSError: it cannot be read.
+    """
+    name = KINDS[suffix[1:]].still
+    assert name is not None, suffix
+    return _load(name)(path, span, size)
+
+
+def iter_texts(source: Source) -> Iterator[Passage]:
+    """The passages of a text."""
+    passages = iter_passages(
+        source.file, suffix=source.suffix, capacity=source.max_tokens, count_tokens=source.count_tokens
+    )
+    for ordinal, passage in enumerate(passages):
+        if ordinal >= source.stored:
+            yield passage
+
+
+def _load(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded

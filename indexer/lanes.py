@@ -1,0 +1,77 @@
+"""Several streams of one model at a time: while one computes, another does, and the index is written meanwhile.
+
+A batch of pictures that is spread over the cores of a CPU waits at each layer for the slowest of them. Batches that are
+computed side by side, each on one core, wait for nothing. On a GPU one stream suffices, and writing goes on beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+
+from indexer.embedding import Embed, encode_each
+from indexer.encoders import Encoder, streams
+
+Embedded = tuple[np.ndarray, np.ndarray | None] | str
+"""The vector ``(D,)`` and packed tokens of a picture, or why the model does not take it."""
+
+
+class Lanes:
+    """Threads that embed batches of prepared pictures. ``with`` stops them."""
+
+    def __init__(self, embed: Embed, encoder: Encoder) -> None:
+        self._embed = embed
+        self.count = streams(encoder)
+        self._warm = False
+        self._warming = threading.Lock()
+        self._pool = ThreadPoolExecutor(
+            self.count, thread_name_prefix="mmsearch-model", initializer=_one_core if self.count > 1 else None
+        )
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]:
+        """Embed a batch of pictures, each ``(C, H, W)``, in the next lane that is free: one result each.
+
+        The result raises ModelError if the model fails on everything.
+        """
+        return self._pool.submit(self._run, prepared)
+
+    def _run(self, prepared: list[np.ndarray]) -> list[Embedded]:
+        if self._warm:
+            return encode_each(self._embed, prepared)
+        with self._warming:  # the first batch loads the weights, and only once
+            found = encode_each(self._embed, prepared)
+            self._warm = True
+            return found
+
+
+def in_parts(lanes: Lanes, batch: list[np.ndarray], size: int) -> list[Embedded]:
+    """Pictures, each ``(C, H, W)``, embedded in parts of ``size`` in all lanes, in their order."""
+    parts = [lanes.submit(batch[start : start + size]) for start in range(0, len(batch), size)]
+    return [one for part in parts for one in part.result()]
+
+
+def _one_core() -> None:
+    """Let what torch computes in this thread stay in it, and what it computes elsewhere as it was.
+
+    The number is the calling thread's own once that has computed something (OpenMP's ICV), but also the default of
+    threads that have not: that is put back.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.zeros(1).add_(1)
+    thread = threading.Thread(target=torch.set_num_threads, args=(before,))
+    thread.start()
+    thread.join()
