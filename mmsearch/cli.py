@@ -177,6 +177,13 @@ def query(
     candidates: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rerank so many of the first answers; else what pays.")
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help='By words alone: answers hold all, "side by side" if in quotes; scores are shares of the best.',
+        ),
+    ] = False,
     reranker: RerankerOption = None,
     json_: JsonOption = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths only, one a line.")] = False,
@@ -213,6 +220,7 @@ def query(
             min_prob=min_prob,
             rerank=not no_rerank,
             candidates=candidates,
+            exact=exact,
         )
     if json_:
         print(present.hits_json(hits))

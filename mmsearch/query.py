@@ -48,6 +48,8 @@ class Query:
     """Whether a reranker, if there is one, looks again at the first answers."""
     candidates: int | None = None
     """How many of the first answers of each kind it looks at; as many as its model says if None."""
+    exact: bool = False
+    """Whether words alone count: an answer holds all of them, and no model takes part."""
 
 
 def parse_query(
@@ -63,6 +65,7 @@ def parse_query(
     match: float | None = None,
     rerank: bool = True,
     candidates: int | None = None,
+    exact: bool = False,
 ) -> Query:
     """Check what was asked and put it into one form.
 
@@ -81,6 +84,10 @@ def parse_query(
         raise UsageError(f"a probability lies between 0 and 1; the smallest asked for is {min_prob}")
     if candidates is not None and candidates < 1:
         raise UsageError(f"candidates is {candidates}; rerank at least 1 answer, or switch reranking off")
+    if exact and image is not None:
+        raise UsageError("a picture has no words to search for: leave --exact out, or the picture")
+    if exact and min_prob is not None:
+        raise UsageError("--exact gives no probability that --min-prob could be held against")
     kinds = [word.strip() for one in ([kind] if isinstance(kind, str) else kind or ()) for word in one.split(",")]
     folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
     where = Filter(
@@ -99,6 +106,7 @@ def parse_query(
         match,
         rerank,
         candidates,
+        exact,
     )
 
 
