@@ -287,6 +287,14 @@ class Reader:
             ids.update(self._connection.scalars(sa.select(ASSETS.c.id).where(ASSETS.c.key.in_(chunk))))
         return sorted(ids)
 
+    def assets_at(self, paths: Sequence[str]) -> dict[str, Asset]:
+        """The assets of those of ``paths`` that are in the index, by path."""
+        assets: dict[str, Asset] = {}
+        for chunk in _chunks([os.fsencode(path) for path in paths]):
+            for row in self._connection.execute(sa.select(ASSETS).where(ASSETS.c.path.in_(chunk))):
+                assets[os.fsdecode(row.path)] = _asset(row)
+        return assets
+
     def asset(self, asset_id: int) -> Asset:
         """The asset with this number."""
         return _asset(self._connection.execute(sa.select(ASSETS).where(ASSETS.c.id == asset_id)).one())

@@ -21,7 +21,7 @@ import numpy as np
 
 from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
-from indexer.decode import iter_passages
+from indexer.decode import FPS, iter_passages
 from indexer.discover import Found, Walk
 from indexer.embedding import Embed, check_same_model, embedding
 from indexer.encoders import Encoder
@@ -63,6 +63,7 @@ def update(
     *,
     exclude: Sequence[str] = (),
     max_text_bytes: int = MAX_TEXT_BYTES,
+    fps: float = FPS,
     compressor: Compressor | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> UpdateReport:
@@ -78,6 +79,8 @@ def update(
     gives it the format and its pictures their tokens. Without a ``compressor`` new pictures have no tokens. What moves,
     or is a copy of what the index has, keeps the tokens that are there, or their absence.
 
+    Of a video at most ``fps`` frames a second are looked at.
+
     Raises:
         UsageError: a root does not exist.
         ModelMismatch: the index was made by another model, or holds tokens of another compressor, or the compressor
@@ -87,7 +90,7 @@ def update(
     """
     started = time.monotonic()
     with index.writing() as writer:
-        run = _Run(writer, encoder, max_text_bytes, progress)
+        run = _Run(writer, encoder, max_text_bytes, fps, progress)
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
@@ -155,11 +158,17 @@ class _Run:
     """The state of one run of ``update``."""
 
     def __init__(
-        self, writer: IndexWriter, encoder: Encoder, max_text_bytes: int, progress: Callable[[Progress], None]
+        self,
+        writer: IndexWriter,
+        encoder: Encoder,
+        max_text_bytes: int,
+        fps: float,
+        progress: Callable[[Progress], None],
     ) -> None:
         self.writer = writer
         self.encoder = encoder
         self.max_text_bytes = max_text_bytes
+        self._fps = fps
         self.progress = progress
         self.todo: list[Found] = []
         self._stamps: dict[str, Stamp] = {}
@@ -222,7 +231,7 @@ class _Run:
     def read_and_store(self, embed: Embed) -> None:
         """Read everything that is to be done, in order, and store it batch by batch."""
         with Lanes(embed, self.encoder) as self._lanes, closing(read_ahead(self._read, self.todo)) as reads:
-            self._streams = Streams(self, self._lanes)
+            self._streams = Streams(self, self._lanes, self._fps)
             for read in reads:
                 self._store(read)
             self._send_pictures()

@@ -20,13 +20,15 @@ def mean(vectors: np.ndarray) -> np.ndarray:
     middle = vectors.mean(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(middle))
     if length < 1e-6:
-        return vectors[most_central(vectors)]
-    return (middle / length).astype(np.float32)
+        return best_frame(vectors)
+    pooled: np.ndarray = (middle / length).astype(np.float32)
+    return pooled
 
 
 def best_frame(vectors: np.ndarray) -> np.ndarray:
     """The vector of the most central frame of ``(T, D)``."""
-    return vectors[most_central(vectors)]
+    frame: np.ndarray = vectors[most_central(vectors)]
+    return frame
 
 
 POOL: Pool = mean

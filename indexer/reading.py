@@ -14,7 +14,15 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from indexer.decode import TEXT_EXTENSIONS, decode_image, still
+from indexer.decode import (
+    TEXT_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    decode_image,
+    is_moving,
+    is_picture,
+    still,
+    stream_suffix,
+)
 from indexer.discover import Found
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
@@ -100,7 +108,7 @@ def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes) -> Rea
             same = now.st_size == found.size and 0 <= now.st_mtime_ns - found.mtime_ns <= 1
             if not same and digest_stream(file) != digest:
                 return Read(found, unwanted=True)
-        image = still(found.path, os.path.splitext(found.path)[1].lower(), span, encoder.image_size)
+        image = still(found.path, stream_suffix(found.path, found.modality), span, encoder.image_size)
         return Read(found, digest, prepared=encoder.prepare(image))
     except DecodeError as exc:
         return Read(found, fault=str(exc))
@@ -119,6 +127,7 @@ def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], 
     with open_regular(found.path) as file:
         before = os.fstat(file.fileno())
         found = replace(found, size=before.st_size, mtime_ns=before.st_mtime_ns)
+        found = _by_content(found, file)
         _check_size(found, max_text_bytes)
         if found.modality is Modality.IMAGE:
             data = file.read()
@@ -133,8 +142,25 @@ def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], 
         return Read(found, digest, unwanted=True)
     if found.modality is not Modality.IMAGE:
         return Read(found, digest)
+    if data[:3] in (b"GIF", b"RIF"):
+        from indexer.decode.animation import is_animated  # a library of videos that most folders never need
+
+        if is_animated(data):
+            return Read(replace(found, modality=Modality.VIDEO), digest)
     decoded = decode_image(data, size=encoder.image_size)
     return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image))
+
+
+def _by_content(found: Found, file: BinaryIO) -> Found:
+    """A picture that is called a video, and a video that is called a picture, are what they are."""
+    extension = os.path.splitext(found.path)[1][1:].lower()
+    if found.modality is not Modality.IMAGE and extension not in VIDEO_EXTENSIONS:
+        return found
+    head = file.read(64)
+    file.seek(0)
+    if is_picture(head):
+        return replace(found, modality=Modality.IMAGE)
+    return replace(found, modality=Modality.VIDEO) if is_moving(head) else found
 
 
 def _check_size(found: Found, max_text_bytes: int) -> None:

@@ -8,14 +8,15 @@ last stored piece, if the file is still the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from indexer.changes import Piece, Put, Remove
-from indexer.decode import Passage, Picture, Source, decode
+from indexer.decode import Passage, Picture, Source, decode, stream_suffix
 from indexer.embedding import encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
@@ -91,9 +92,10 @@ class _Embedded:
 class Streams:
     """The files of many pieces of one run."""
 
-    def __init__(self, run: Run, lanes: Lanes) -> None:
+    def __init__(self, run: Run, lanes: Lanes, fps: float) -> None:
         self._run = run
         self._lanes = lanes
+        self._fps = fps
         self._files: list[_File] = []
         self._texts = 0
         self._frames = 0
@@ -108,9 +110,9 @@ class Streams:
         file = self._begin(read)
         path = read.found.path
         try:
-            with open_regular(path) as stream:
+            with open_regular(path) as stream, closing(self._pieces(file, stream)) as pieces:
                 before = os.fstat(stream.fileno())
-                for piece in self._pieces(file, stream):
+                for piece in pieces:
                     file.waiting.append((file.seen, piece))
                     file.seen += 1
                     if isinstance(piece, Picture):
@@ -148,13 +150,13 @@ class Streams:
         self._files.append(file)
         return file
 
-    def _pieces(self, file: _File, stream: BinaryIO) -> Iterator[Passage | Picture]:
+    def _pieces(self, file: _File, stream: BinaryIO) -> Generator[Passage | Picture, None, None]:
         """What the decoder gives; whatever it raises on a hostile file is a DecodeError, and only what it raises."""
         path, encoder = file.read.found.path, self._run.encoder
         source = Source(
             path,
             stream,
-            os.path.splitext(path)[1].lower(),
+            stream_suffix(path, file.read.found.modality),
             encoder.prepare,
             encoder.image_size,
             encoder.max_tokens,
@@ -162,20 +164,16 @@ class Streams:
             lambda reason: self._run.partly(path, reason),
             file.stored,
             file.last,
+            self._fps,
         )
-        pieces = decode(source)
-        while True:
-            try:
-                piece = next(pieces, None)
-            except (DecodeError, OSError):
-                raise
-            except MemoryError as exc:
-                raise DecodeError("does not fit into memory") from exc
-            except Exception as exc:
-                raise DecodeError(f"cannot be decoded: {type(exc).__name__}: {exc}") from exc
-            if piece is None:
-                return
-            yield piece
+        try:
+            yield from decode(source)
+        except (DecodeError, OSError):
+            raise
+        except MemoryError as exc:
+            raise DecodeError("does not fit into memory") from exc
+        except Exception as exc:
+            raise DecodeError(f"cannot be decoded: {type(exc).__name__}: {exc}") from exc
 
     def _abandon(self, file: _File, reason: str | None) -> None:
         """Take a file that turned out bad, or vanished, out again."""

@@ -75,6 +75,9 @@ def index(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave out, as in .gitignore; repeatable.")
     ] = None,
+    fps: Annotated[
+        float, typer.Option(metavar="N", help="Look at so many frames of a second of video, at most.")
+    ] = 4.0,
     max_text_mb: Annotated[float, typer.Option(min=0, help="Skip text files above this many megabytes.")] = 20.0,
     recall: Annotated[
         float | None,
@@ -116,6 +119,7 @@ def index(
                         *paths or (),
                         exclude=exclude or (),
                         max_text_bytes=int(max_text_mb * 1e6),
+                        fps=fps,
                         tokens=not no_tokens,
                         recall=recall,
                         progress=progress,
@@ -184,6 +188,7 @@ def query(
             help='By words alone: answers hold all, "side by side" if in quotes; scores are shares of the best.',
         ),
     ] = False,
+    moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
     reranker: RerankerOption = None,
     json_: JsonOption = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths only, one a line.")] = False,
@@ -221,6 +226,7 @@ def query(
             rerank=not no_rerank,
             candidates=candidates,
             exact=exact,
+            moments=moments,
         )
     if json_:
         print(present.hits_json(hits))
@@ -289,6 +295,40 @@ def explain(
         print("\n".join(present.explanation_lines(found)))
     if out is not None:
         _say(f"wrote {present.display_path(str(out))}")
+
+
+@app.command()
+def show(
+    hit: Annotated[str, typer.Argument(metavar="HIT", help="A moment: FILE#t=START,END, in seconds or as 0:01:23.")],
+    frame: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Write its best frame to this picture.")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE.mp4", help="Write it to this video, from the key frame before it.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With --clip: encode it again, so that it begins with the moment.")
+    ] = False,
+    index: IndexOption = None,
+) -> None:
+    """Take a moment of a video out of it, as a picture or as a video of its own.
+
+    Example: mmsearch show 'holiday.mp4#t=83,95' --frame beach.png --clip beach.mp4
+    """
+    from mmsearch import showing
+
+    if frame is None and clip is None:
+        raise UsageError("nothing to make of it: name a picture with --frame, a video with --clip, or both")
+    if exact and clip is None:
+        raise UsageError("--exact goes with --clip")
+    with _open(index) as library:
+        moment = library.moment(hit)
+    if frame is not None:
+        showing.save_frame(moment, frame)
+        _say(f"wrote {frame}")
+    if clip is not None:
+        showing.save_clip(moment, clip, exact=exact)
+        _say(f"wrote {clip}")
 
 
 @app.command()

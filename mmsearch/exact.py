@@ -12,6 +12,7 @@ from indexer.index import Snapshot
 from indexer.records import PieceRow
 from indexer.types import Modality
 from indexer.words import Phrase, available, match_all, phrases
+from mmsearch.moments import merge, videos_beside, with_videos
 from mmsearch.query import Query
 from mmsearch.things import Scored, Thing, things
 
@@ -53,7 +54,8 @@ def find_exact(snapshot: Snapshot, query: Query, k: int) -> list[Thing]:
             rows = {one.row: one.id for one in some if one.modality is modality}
             for row, item in reader.items_at(modality, list(rows)).items():
                 found.append(Scored(scores[rows[row]] / scores[pieces[0].id], item))
-        complete = things(found)
+        videos = videos_beside(reader, (one.item for one in found))
+        complete = things(merge(with_videos(found, videos), query.moments))
         if len(complete) >= k:
             break
     return complete[:k]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
+from indexer.decode.streams import FPS
 from indexer.derive import Say, Tuning, derive, tune
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
@@ -31,6 +32,7 @@ from mmsearch.rerank.explain import explain_alone, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher, exact_hits
+from mmsearch.showing import Moment, parse_moment, with_best_frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -177,6 +179,7 @@ class Library:
         *paths: str | os.PathLike[str],
         exclude: Sequence[str] = (),
         max_text_bytes: int = MAX_TEXT_BYTES,
+        fps: float = FPS,
         tokens: bool = True,
         recall: float | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
@@ -189,6 +192,7 @@ class Library:
         that it reads; in an index that has pictures and no tokens, ``add_tokens`` begins with that.
 
         Args:
+            fps: how many frames of a second of video are looked at, at most.
             tokens: False leaves new pictures without image tokens; they are not reranked.
             recall: as in ``prepare``, which ends the run.
             say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same.
@@ -201,6 +205,8 @@ class Library:
         """
         if not paths:
             raise UsageError("nothing to index: name a folder or a file")
+        if not 0.1 <= fps <= 60:
+            raise UsageError(f"{fps:g} frames a second cannot be looked at; between 0.1 and 60 can")
         for path in paths:
             if not os.path.exists(path):
                 raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
@@ -212,6 +218,7 @@ class Library:
             roots,
             exclude=exclude,
             max_text_bytes=max_text_bytes,
+            fps=fps,
             compressor=self._compressor() if tokens else None,
             progress=progress,
         )
@@ -306,6 +313,7 @@ class Library:
         rerank: bool = True,
         candidates: int | None = None,
         exact: bool = False,
+        moments: int = 1,
     ) -> Hits:
         """The items that fit best, best first; the same question gives the same list.
 
@@ -332,6 +340,7 @@ class Library:
             candidates: how many of the first answers of each kind it looks at; by default what its model says.
             exact: search by words alone, without a model: an answer holds all of them, those in quotes side by side.
                 Its ``score`` is then no probability but its BM25 score as a share of that of the first answer.
+            moments: how many moments of one video may be among the answers.
 
         Raises:
             UsageError: the question makes no sense; the message says why.
@@ -353,6 +362,7 @@ class Library:
             rerank=rerank,
             candidates=candidates,
             exact=exact,
+            moments=moments,
         )
         if exact:
             return exact_hits(self._need_index(), query, ANSWERS if k is None else k)
@@ -377,6 +387,18 @@ class Library:
         if Index.exists(self.folder):
             return self.searcher().explain(question, shown, method)
         return explain_alone(self.encoder, self.reranker, question, shown, method)
+
+    def moment(self, hit: str) -> Moment:
+        """The moment that a hit names as ``FILE#t=START,END``, with its best frame if the file is in the index.
+
+        Raises:
+            UsageError: it names none, or there is no such file.
+        """
+        moment = parse_moment(hit)
+        if not Index.exists(self.folder):
+            return moment
+        with self._need_index().snapshot() as snapshot:
+            return with_best_frame(moment, snapshot.reader)
 
     def remove(self, *paths: str | os.PathLike[str], keys: Sequence[str] = ()) -> int:
         """Take files, everything below folders, and added ``keys`` out of the index; return how many files there were.

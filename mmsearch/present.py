@@ -67,7 +67,15 @@ def _where(hit: Hit) -> str:
     place = display_path(hit.item.asset.path) if hit.item.asset.path else str(hit.key)
     if hit.page is not None:
         return f"{place}  page {hit.page}"
+    if hit.start is not None and hit.end is not None:
+        return f"{place}  {clock(hit.start)}–{clock(hit.end)}"
     return f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+
+
+def clock(seconds: float) -> str:
+    """``0:01:23``: a place in a video, the second that is running."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 
 
 def report_lines(report: UpdateReport) -> list[str]:

@@ -50,6 +50,8 @@ class Query:
     """How many of the first answers of each kind it looks at; as many as its model says if None."""
     exact: bool = False
     """Whether words alone count: an answer holds all of them, and no model takes part."""
+    moments: int = 1
+    """How many moments of one video may be among the answers."""
 
 
 def parse_query(
@@ -66,6 +68,7 @@ def parse_query(
     rerank: bool = True,
     candidates: int | None = None,
     exact: bool = False,
+    moments: int = 1,
 ) -> Query:
     """Check what was asked and put it into one form.
 
@@ -88,6 +91,8 @@ def parse_query(
         raise UsageError("a picture has no words to search for: leave --exact out, or the picture")
     if exact and min_prob is not None:
         raise UsageError("--exact gives no probability that --min-prob could be held against")
+    if moments < 1:
+        raise UsageError(f"moments is {moments}; let a video have at least 1 moment among the answers")
     kinds = [word.strip() for one in ([kind] if isinstance(kind, str) else kind or ()) for word in one.split(",")]
     folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
     where = Filter(
@@ -107,6 +112,7 @@ def parse_query(
         rerank,
         candidates,
         exact,
+        moments,
     )
 
 

@@ -14,6 +14,7 @@ from indexer.encoders import Encoder
 from indexer.errors import UsageError
 from indexer.index import Index, Snapshot
 from indexer.types import VISUAL, Box, Item, Modality, Span
+from mmsearch import moments
 from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.query import Query, least_shown
@@ -336,7 +337,9 @@ class Searcher:
             raise UsageError(f"k is {k}; ask for at least 1 answer")
         answers: dict[int, Hits] = {}
         with self.index.snapshot() as snapshot:
-            waiting, pool = list(range(len(asked))), k
+            has_videos = any(Modality.VIDEO in snapshot.kinds_of(kind) for kind in Modality)
+            # One video may fill a list, and its neighbouring clips are one answer: more are needed than asked for.
+            waiting, pool = list(range(len(asked))), max(k, moments.POOL) if has_videos else k
             while waiting:
                 # Pieces of one thing are one answer; where that leaves too few, more pieces are fetched.
                 tried = self._answer(snapshot, [asked[i] for i in waiting], k, pool)
@@ -361,6 +364,7 @@ class Searcher:
             )
             for kind in Modality
         }
+        videos = moments.videos_beside(snapshot.reader, items[Modality.TEXT].values())
         answers: list[tuple[Hits, bool]] = []
         for one, kinds, spoken in zip(asked, first, worded, strict=True):
             reasons: list[str] = []
@@ -377,8 +381,10 @@ class Searcher:
                         of_kind.logits.tolist(), of_kind.rows.tolist(), of_kind.reranked.tolist(), strict=True
                     )
                 ]
-            merged = things(found)
-            enough = beyond == -np.inf or (len(merged) >= k and merged[k - 1].best.score >= beyond)
+            merged = things(moments.merge(moments.with_videos(found, videos), one.query.moments))
+            last = merged[k - 1].best.score if len(merged) >= k else np.inf
+            least = least_shown(one.query, probability(merged[0].best.score)) if merged else 0.0
+            enough = beyond == -np.inf or beyond <= last < np.inf or probability(beyond) < least
             hits = _hits(one.query, merged[:k], "; ".join(dict.fromkeys(reasons)) or None, self._explain_hit)
             answers.append((hits, enough))
         return answers
@@ -542,13 +548,17 @@ class Searcher:
 
     def _explain_hit(self, query: Query, item: Item, method: str) -> Explanation:
         """The words and the picture among what was asked and what was found."""
-        if item.modality is Modality.IMAGE and query.text is not None:
+        if item.modality in VISUAL and query.text is not None:
             if not item.asset.path:
                 raise UsageError(
                     f"{item.asset.key!r} was added from memory, and there is no file to look at again; give the "
                     "picture to Library.explain"
                 )
-            return self.explain(query.text, show(item.asset.path, self.encoder.image_size), method)
+            size = self.encoder.image_size
+            if item.asset.modality is Modality.IMAGE:
+                return self.explain(query.text, show(item.asset.path, size), method)
+            image = PictureSide(path=item.asset.path, span=item.span or Span(), kind=item.asset.modality).open(size)
+            return self.explain(query.text, Shown(image, item.asset.path, image.size), method)
         if item.modality is Modality.TEXT and query.image is not None:
             shown = show(query.image, self.encoder.image_size)
             return self.explain(item.text or "", shown, method, asked=Modality.IMAGE)

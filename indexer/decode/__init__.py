@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import os
 
-from indexer.decode.image import MAX_PIXELS, DecodedImage, decode_image
-from indexer.decode.streams import KINDS, TEXT_EXTENSIONS, Picture, Source, decode, still
+from indexer.decode.image import MAX_PIXELS, DecodedImage, decode_image, is_picture
+from indexer.decode.streams import (
+    FPS,
+    KINDS,
+    TEXT_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    Picture,
+    Source,
+    decode,
+    is_moving,
+    still,
+    stream_suffix,
+)
 from indexer.decode.text import Passage, iter_passages
 from indexer.types import Modality
 
 __all__ = [
+    "FPS",
     "IMAGE_EXTENSIONS",
     "MAX_PIXELS",
     "TEXT_EXTENSIONS",
+    "VIDEO_EXTENSIONS",
     "DecodedImage",
     "Passage",
     "Picture",
     "Source",
     "decode",
     "decode_image",
-    "is_stream",
+    "is_moving",
+    "is_picture",
     "iter_passages",
     "modality_of",
     "still",
+    "stream_suffix",
 ]
 
 IMAGE_EXTENSIONS = frozenset(
@@ -37,8 +52,3 @@ def modality_of(path: str) -> Modality | None:
         return Modality.IMAGE
     kind = KINDS.get(extension)
     return kind.modality if kind else None
-
-
-def is_stream(path: str) -> bool:
-    """Whether a file of this name is read piece by piece, by ``decode``, and not as one picture."""
-    return os.path.splitext(path)[1][1:].lower() in KINDS

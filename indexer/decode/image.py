@@ -160,6 +160,11 @@ def _recognise(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile]]:
     raise DecodeError("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC, AVIF)")
 
 
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins so, with 64 bytes, is a picture in a known format."""
+    return any(signature.match(head[:64]) for signature, _, _ in _SIGNATURES)
+
+
 # --- what the camera wrote beside the pixels
 
 _UPRIGHT = {

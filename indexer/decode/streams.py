@@ -11,16 +11,23 @@ A decoder module is loaded with the first file that needs it.
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from indexer.decode.text import Passage, iter_passages
+from indexer.errors import DecodeError
 from indexer.types import Modality, Span
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+
+FPS = 4.0
+"""Frames of a video that are looked at in a second unless somebody says otherwise: what finds cuts and dissolves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,15 +62,15 @@ class Source:
     report: Callable[[str], None]
     stored: int = 0
     last: Span | None = None
-    fps: float = 1.0
+    fps: float = FPS
     """Frames of a video that are looked at in a second, at most."""
 
 
 Decoder = Callable[[Source], Iterator[Passage | Picture]]
 """From the piece after ``Source.stored`` on. Raises DecodeError, with the reason, if the file is not to be indexed."""
-Still = Callable[[str, Span, int], "Image"]
+Still = Callable[[str, Span, "int | None"], "Image"]
 """The RGB picture of a piece that is seen, from its file's path and its span, which may be shrunk to twice so many
-pixels a side. Raises DecodeError or OSError."""
+pixels a side, if a number is given. Raises DecodeError or OSError."""
 
 
 class Kind(NamedTuple):
@@ -75,27 +82,59 @@ class Kind(NamedTuple):
 
 
 TEXT_EXTENSIONS = frozenset({"csv", "markdown", "md", "tsv", "txt"})
+VIDEO_EXTENSIONS = frozenset(
+    {"3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm", "wmv"}
+)
+SUBTITLE_EXTENSIONS = frozenset({"ass", "srt", "ssa", "vtt"})
 
 KINDS: dict[str, Kind] = {}
-"""The kind of a file by its extension, in lower case and without its dot. Pictures of one frame are not among them."""
+"""The kind of a file by its extension, in lower case and without its dot. Pictures of one frame are not among them: a
+GIF or WebP is here for the case that it has more."""
 KINDS |= dict.fromkeys(TEXT_EXTENSIONS, Kind(Modality.TEXT, "indexer.decode.streams:iter_texts"))
+KINDS |= dict.fromkeys(
+    VIDEO_EXTENSIONS | {"gif"}, Kind(Modality.VIDEO, "indexer.decode.video:iter_clips", "indexer.decode.video:still")
+)
+KINDS |= {"webp": Kind(Modality.VIDEO, "indexer.decode.animation:iter_clips", "indexer.decode.animation:still")}
+KINDS |= dict.fromkeys(SUBTITLE_EXTENSIONS, Kind(Modality.VIDEO, "indexer.decode.subtitles:iter_subtitles"))
+
+
+_MOVING = re.compile(
+    rb"....ftyp|....moov|....mdat|....wide|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|OggS|\0\0\x01[\xba\xb3]|"
+    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    re.DOTALL,
+)
+
+
+def is_moving(head: bytes) -> bool:
+    """Whether a file that begins so, and is no picture, is a video in a known format."""
+    return _MOVING.match(head) is not None
+
+
+def stream_suffix(path: str, modality: Modality) -> str:
+    """The suffix, with its dot, of what a file really is: its own, or that of a video which is called otherwise."""
+    suffix = os.path.splitext(path)[1].lower()
+    kind = KINDS.get(suffix[1:])
+    return suffix if kind is not None and kind.modality is modality else ".mp4"
 
 
 def decode(source: Source) -> Iterator[Passage | Picture]:
     """The pieces of a file, by the decoder of its kind."""
-    return _load(KINDS[source.suffix[1:]].decoder)(source)
+    decoder: Decoder = _load(KINDS[source.suffix[1:]].decoder)
+    return decoder(source)
 
 
-def still(path: str, suffix: str, span: Span, size: int) -> Image:
-    """The RGB picture of a piece that is seen, which may be shrunk to ``2 * size`` pixels a side.
+def still(path: str, suffix: str, span: Span, size: int | None) -> Image:
+    """The RGB picture of a piece that is seen, which may be shrunk to ``2 * size`` pixels a side, if given.
 
     Raises:
         DecodeError: the file is no longer what it was, or its kind has no pictures.
         OSError: it cannot be read.
     """
     name = KINDS[suffix[1:]].still
-    assert name is not None, suffix
-    return _load(name)(path, span, size)
+    if name is None:
+        raise DecodeError(f"there are no pictures in {path}")
+    reader: Still = _load(name)
+    return reader(path, span, size)
 
 
 def iter_texts(source: Source) -> Iterator[Passage]:
@@ -108,7 +147,6 @@ def iter_texts(source: Source) -> Iterator[Passage]:
             yield passage
 
 
-def _load(name: str) -> Callable[..., Any]:
+def _load(name: str) -> Any:
     module, _, function = name.partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return loaded
+    return getattr(importlib.import_module(module), function)

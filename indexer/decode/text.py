@@ -59,7 +59,7 @@ def iter_passages(
         raise UsageError(f"a capacity of {capacity} tokens leaves no room for words")
     suffix = suffix.lower().lstrip(".")
     packer = _Packer(room, count_tokens)
-    text = _decoded(stream)
+    text = decoded(stream)
     passages = (
         _table(text, "\t" if suffix == "tsv" else None, packer)
         if suffix in ("csv", "tsv")
@@ -85,7 +85,7 @@ _MARKS = (
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 
 
-def _decoded(stream: BinaryIO) -> Iterator[str]:
+def decoded(stream: BinaryIO) -> Iterator[str]:
     """The text in blocks, every line ended by a single newline, NUL as a space."""
     first = b""
     while len(first) < _BLOCK and (more := stream.read(_BLOCK - len(first))):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from transformers import BertConfig, BertModel
 
 from indexer.encoders.mini_text import CLASS_WEIGHT, TEXT_LAYERS
 from indexer.encoders.quantised import widen
@@ -57,6 +56,8 @@ class TextTower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        from transformers import BertConfig, BertModel  # 60 MB that indexing pictures and videos does without
+
         self.net = BertModel(
             BertConfig(
                 vocab_size=30522,

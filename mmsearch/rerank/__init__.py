@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from indexer.tokens import Compressor
-    from indexer.types import Modality
+    from indexer.types import Modality, Span
     from mmsearch.calibration import FusedLine
     from mmsearch.rerank.bank import QueryBank
 
@@ -34,11 +34,16 @@ class TextSide:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PictureSide:
-    """The picture of a pair: its ``tokens`` ``(T, W)``, or for a reranker that reads none, where to get it from."""
+    """The picture of a pair: its ``tokens`` ``(T, W)``, or for a reranker that reads none, where to get it from.
+
+    With a ``span`` it is a part of a file of this ``kind``: a frame of a video, a page of a document.
+    """
 
     tokens: np.ndarray | None = None
     image: Image | None = None
     path: str = ""
+    span: Span | None = None
+    kind: Modality | None = None
 
     def open(self, size: int) -> Image:
         """The RGB picture, which a decoder may have shrunk to ``size`` pixels a side; only a reranker asks for it.
@@ -48,8 +53,13 @@ class PictureSide:
         """
         if self.image is not None:
             return self.image
-        from indexer.decode import decode_image
+        from indexer.decode import decode_image, still, stream_suffix
 
+        if self.span is not None and self.kind is not None:
+            try:
+                return still(self.path, stream_suffix(self.path, self.kind), self.span, size)
+            except OSError as exc:
+                raise DecodeError(f"cannot be read: {exc.strerror or exc}") from exc
         try:
             data = Path(self.path).read_bytes()
         except OSError as exc:

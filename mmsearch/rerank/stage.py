@@ -18,7 +18,7 @@ from indexer.errors import ModelError
 from indexer.index import Snapshot
 from indexer.reading import IMAGE_BATCH
 from indexer.tokens import pack_checked, unpack
-from indexer.types import VISUAL, Item, Modality
+from indexer.types import VISUAL, Item, Modality, Span
 from mmsearch.calibration import line_for
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.load import check_reads
@@ -160,8 +160,9 @@ class SecondStage:
     ) -> tuple[list[PictureSide], np.ndarray]:
         """The sides of those pictures at ``rows`` ``(C,)`` that have one, and which these are ``(C,)``."""
         if self.reranker.compressor is None:
-            paths = [items[row].asset.path for row in rows.tolist()]
-            return [PictureSide(path=path) for path in paths if path], np.array([bool(path) for path in paths])
+            found = [items[row] for row in rows.tolist()]
+            sides = [_side(item) for item in found if item.asset.path]
+            return sides, np.array([bool(item.asset.path) for item in found])
         tokens, there = snapshot.tokens(rows, answered)
         return [PictureSide(one) for one in tokens[there]], there
 
@@ -186,6 +187,13 @@ class SecondStage:
     def _patch_encoder(self) -> PatchEncoder:
         assert isinstance(self.encoder, PatchEncoder)  # checked by the constructor
         return self.encoder
+
+
+def _side(item: Item) -> PictureSide:
+    """Where a reranker that reads no tokens gets the picture of an item from."""
+    if item.asset.modality is Modality.IMAGE:
+        return PictureSide(path=item.asset.path)
+    return PictureSide(path=item.asset.path, span=item.span or Span(), kind=item.asset.modality)
 
 
 def _bank_of(modality: Modality) -> Modality:
