@@ -6,6 +6,7 @@ This is the only module that imports sqlalchemy.
     token_format   whose image tokens the index holds; one row or none
     assets         a file, or an object added from memory
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
+    ocr_read       assets in whose pictures text was looked for, whether or not there is any
     skipped        a file that could not be read, with the reason; not tried again until it changes
     freed          rows whose piece is gone and whose bytes must be, or are, zeros
     words, names   what is searched word by word, see ``indexer.words``; absent where SQLite lacks FTS5
@@ -31,6 +32,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from indexer import words
 from indexer.errors import IndexDamaged, StorageError, UsageError
+from indexer.extras import PIP_INSTALL
 from indexer.records import Filter, ItemRow, NewItem, PieceRow, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
@@ -94,6 +96,11 @@ ITEMS = sa.Table(
     sa.UniqueConstraint("modality", "row"),
     sa.UniqueConstraint("asset_id", "ordinal"),
     sqlite_autoincrement=True,
+)
+OCR_READ = sa.Table(
+    "ocr_read",
+    _METADATA,
+    sa.Column("asset_id", sa.Integer, sa.ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True),
 )
 SKIPPED = sa.Table(
     "skipped",
@@ -256,15 +263,19 @@ class Reader:
         """What is known of every file at or below the paths ``under``, skipped ones included."""
         stamps: dict[str, Stamp] = {}
         for chunk in _chunks(under, _UNDER_CHUNK):
-            for path, size, mtime_ns in self._connection.execute(
-                sa.select(SKIPPED.c.path, SKIPPED.c.size, SKIPPED.c.mtime_ns).where(_below(SKIPPED.c.path, chunk))
+            for path, size, mtime_ns, reason in self._connection.execute(
+                sa.select(SKIPPED.c.path, SKIPPED.c.size, SKIPPED.c.mtime_ns, SKIPPED.c.reason).where(
+                    _below(SKIPPED.c.path, chunk)
+                )
             ):
-                stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, True)
+                # What lacked a package is tried again: that it was installed since does not show in the file.
+                stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, PIP_INSTALL not in reason)
             columns = (ASSETS.c.path, ASSETS.c.id, ASSETS.c.size, ASSETS.c.mtime_ns, ASSETS.c.complete)
-            for path, asset_id, size, mtime_ns, complete in self._connection.execute(
-                sa.select(*columns).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
+            read = ASSETS.c.id.in_(sa.select(OCR_READ.c.asset_id))
+            for path, asset_id, size, mtime_ns, complete, ocr in self._connection.execute(
+                sa.select(*columns, read).where(ASSETS.c.path.is_not(None), _below(ASSETS.c.path, chunk))
             ):
-                stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, complete)
+                stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, complete, bool(ocr))
         return stamps
 
     def digests(self) -> set[bytes]:
@@ -312,6 +323,21 @@ class Reader:
         query = sa.select(ITEMS).where(ITEMS.c.asset_id == asset_id).order_by(ITEMS.c.ordinal.desc()).limit(1)
         row = self._connection.execute(query).first()
         return None if row is None else (row.ordinal, _span(row))
+
+    def page_begins(self, asset_id: int, page: int) -> int:
+        """The place of the first stored item of a page."""
+        query = sa.select(sa.func.min(ITEMS.c.ordinal))
+        return int(self._connection.scalar(query.where(ITEMS.c.asset_id == asset_id, ITEMS.c.page == page)) or 0)
+
+    def known_paths(self, paths: Sequence[str]) -> list[str]:
+        """Those of ``paths`` that are files in the index, in the order given."""
+        known: set[bytes] = set()
+        names = list(map(os.fsencode, paths))
+        for chunk in _chunks(names):
+            known.update(
+                filter(None, self._connection.scalars(sa.select(ASSETS.c.path).where(ASSETS.c.path.in_(chunk))))
+            )
+        return [path for path, name in zip(paths, names, strict=True) if name in known]
 
     def kinds_of(self, modality: Modality) -> frozenset[Modality]:
         """What the files are that have items of ``modality``."""
@@ -536,6 +562,10 @@ class Writer(Reader):
             words.put_name(self._connection, int(key[0]), asset.path or asset.key or "")
         return int(key[0])
 
+    def mark_ocr_read(self, asset_id: int) -> None:
+        """Say that text was looked for in the pictures of an asset."""
+        self._connection.execute(sa.insert(OCR_READ).values(asset_id=asset_id))
+
     def change_asset(self, asset_id: int, asset: Asset) -> None:
         """Give an asset another path or stamp; its items stay as they are."""
         before = self.asset(asset_id)
@@ -609,6 +639,7 @@ class Writer(Reader):
                 words.remove(self._connection, texts, chunk)
                 self._leave_traces()
             self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.asset_id.in_(chunk)))
+            self._connection.execute(sa.delete(OCR_READ).where(OCR_READ.c.asset_id.in_(chunk)))
             self._connection.execute(sa.delete(ASSETS).where(ASSETS.c.id.in_(chunk)))
         for modality, rows in freed.items():
             self.free(modality, rows)

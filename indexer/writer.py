@@ -183,6 +183,8 @@ class IndexWriter:
                 freed = writer.remove_assets(change.replaces)
                 if change.extends is None:
                     asset_id = writer.put_asset(change.asset, complete=change.complete)
+                    if change.ocr:
+                        writer.mark_ocr_read(asset_id)
                 else:
                     asset_id = change.extends
                     if change.complete:

@@ -72,6 +72,10 @@ def index(
             "--add-tokens", help="Make the image tokens that pictures of the index lack; PATH may be left out."
         ),
     ] = False,
+    ocr: Annotated[
+        bool,
+        typer.Option("--ocr", help="Read the text in pictures and on scanned pages too; seconds for each."),
+    ] = False,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave out, as in .gitignore; repeatable.")
     ] = None,
@@ -121,6 +125,7 @@ def index(
                         max_text_bytes=int(max_text_mb * 1e6),
                         fps=fps,
                         tokens=not no_tokens,
+                        ocr=ocr,
                         recall=recall,
                         progress=progress,
                         say=_say,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
+from indexer.decode.ocr import load_ocr
 from indexer.decode.streams import FPS
 from indexer.derive import Say, Tuning, derive, tune
 from indexer.encoders import Encoder
@@ -26,6 +27,7 @@ from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, add_tokens
 from indexer.tokens import Compressor
 from indexer.types import VISUAL, Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
+from mmsearch.captioned import with_pictures
 from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.explain import explain_alone, show
@@ -181,6 +183,7 @@ class Library:
         max_text_bytes: int = MAX_TEXT_BYTES,
         fps: float = FPS,
         tokens: bool = True,
+        ocr: bool = False,
         recall: float | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
         say: Say = lambda _: None,
@@ -194,10 +197,12 @@ class Library:
         Args:
             fps: how many frames of a second of video are looked at, at most.
             tokens: False leaves new pictures without image tokens; they are not reranked.
+            ocr: Read the text in pictures and on scanned pages; seconds for each.
             recall: as in ``prepare``, which ends the run.
             say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same.
 
         Raises:
+            UsageError: ``ocr`` without the extra of that name.
             ModelMismatch: the index holds the tokens of another reranker.
             UsageError: no path, or one that does not exist; or a recall that is none.
             IndexBusy: another process is indexing.
@@ -220,6 +225,7 @@ class Library:
             max_text_bytes=max_text_bytes,
             fps=fps,
             compressor=self._compressor() if tokens else None,
+            ocr=load_ocr() if ocr else None,
             progress=progress,
         )
         self._prepare_if_possible(recall, say)
@@ -365,8 +371,10 @@ class Library:
             moments=moments,
         )
         if exact:
-            return exact_hits(self._need_index(), query, ANSWERS if k is None else k)
-        return self.searcher().search(query, ANSWERS if k is None else k)
+            index = self._need_index()
+            return with_pictures(exact_hits(index, query, ANSWERS if k is None else k), index)
+        searcher = self.searcher()
+        return with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
 
     def explain(self, question: str, picture: Image | str | os.PathLike[str], *, method: str = METHOD) -> Explanation:
         """Which parts of ``picture`` the words of ``question`` look at, as a map of heat that can be saved as a PNG.

@@ -69,7 +69,8 @@ def _where(hit: Hit) -> str:
         return f"{place}  page {hit.page}"
     if hit.start is not None and hit.end is not None:
         return f"{place}  {clock(hit.start)}–{clock(hit.end)}"
-    return f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+    place = f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+    return f"{place} of {display_path(str(hit.picture))}" if hit.picture else place
 
 
 def clock(seconds: float) -> str:
