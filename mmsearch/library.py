@@ -18,9 +18,10 @@ import platformdirs
 
 from indexer.decode.ocr import load_ocr
 from indexer.decode.streams import FPS
+from indexer.derive import Say, Tuning, derive, tune
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
-from indexer.errors import ModelMismatch, NoIndex, UsageError
+from indexer.errors import IndexBusy, ModelMismatch, NoIndex, StorageError, UsageError
 from indexer.index import Index, Remove, VerifyReport
 from indexer.pipeline import MAX_TEXT_BYTES, Addition, Progress, add, add_tokens, check_same_model, update
 from indexer.tokens import Compressor
@@ -66,6 +67,8 @@ class Status:
     """Whose image tokens the index holds, as the reranker is called; None if it holds none."""
     without_tokens: int
     """Pictures and clips that have none."""
+    lists: Mapping[str, int]
+    """Into how many lists a large number of vectors is sorted; a question looks into some. One is scanned whole."""
     skipped: tuple[Skipped, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,6 +131,8 @@ class Library:
             model = load_encoder(model, device)
         self._encoder = model
         self._device = device
+        if self._index is not None:
+            self._use_gpus(self._index)
         self._asked_reranker = reranker
         self._searcher: Searcher | None = None
         self._searcher_rows = 0
@@ -179,7 +184,9 @@ class Library:
         fps: float = FPS,
         tokens: bool = True,
         ocr: bool = False,
+        recall: float | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
+        say: Say = lambda _: None,
     ) -> UpdateReport:
         """Bring the index to what the folders and files ``paths`` hold now; see ``indexer.pipeline.update``.
 
@@ -191,11 +198,13 @@ class Library:
             fps: how many frames of a second of video are looked at, at most.
             tokens: False leaves new pictures without image tokens; they are not reranked.
             ocr: Read the text in pictures and on scanned pages; seconds for each.
+            recall: as in ``prepare``, which ends the run.
+            say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same.
 
         Raises:
             UsageError: ``ocr`` without the extra of that name.
             ModelMismatch: the index holds the tokens of another reranker.
-            UsageError: no path, or one that does not exist.
+            UsageError: no path, or one that does not exist; or a recall that is none.
             IndexBusy: another process is indexing.
             StorageError: the index cannot be written; it holds what was committed.
         """
@@ -206,8 +215,9 @@ class Library:
         for path in paths:
             if not os.path.exists(path):
                 raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
+        _check_recall(recall)
         roots = [os.fspath(path) for path in paths]
-        return update(
+        report = update(
             self._make_index(),
             self.encoder,
             roots,
@@ -218,6 +228,47 @@ class Library:
             ocr=load_ocr() if ocr else None,
             progress=progress,
         )
+        self._prepare_if_possible(recall, say)
+        return report
+
+    def prepare(self, recall: float | None = None, say: Say = lambda _: None) -> bool:
+        """Make a large index quick to search, if it is not by now; whether anything was done.
+
+        Above some 150,000 vectors of a kind a question looks only into a part of them; see ``indexer.derive``. Every
+        ``index`` and ``add`` ends with this.
+
+        Args:
+            recall: the share of the best 10 answers that is to be found on the whole, up to 1 for all of them always;
+                kept for later runs. 0.99 if it was never given.
+            say: told what it is at.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+            UsageError: ``recall`` is not above 0 and at most 1.
+            IndexBusy: another process is indexing.
+            StorageError: the lists cannot be written; the index is as quick as before.
+        """
+        _check_recall(recall)
+        return derive(self._need_index(), recall=recall, questions=self._everyday_vectors, say=say)
+
+    def tune(self) -> list[Tuning]:
+        """What a question costs for which recall, measured on the vectors of the index.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+        """
+        return tune(self._need_index(), self._everyday_vectors)
+
+    def _prepare_if_possible(self, recall: float | None, say: Say) -> None:
+        try:
+            self.prepare(recall, say)
+        except IndexBusy:
+            return  # whoever has it ends with this too
+        except StorageError as exc:
+            say(f"{exc}; until the next run, questions take longer")
+
+    def _everyday_vectors(self) -> np.ndarray:
+        return self.encoder.encode_texts(calibration.everyday_questions())
 
     def add_tokens(self, progress: Callable[[Progress], None] = lambda _: None) -> TokensReport:
         """Give every picture in the index the image tokens that the reranker reads; see ``indexer.add_tokens``.
@@ -251,6 +302,7 @@ class Library:
             IndexBusy, StorageError: the index cannot be written.
         """
         add(self._make_index(), self.encoder, items, compressor=self._compressor() if tokens else None)
+        self._prepare_if_possible(None, lambda _: None)
 
     def query(
         self,
@@ -388,6 +440,7 @@ class Library:
             erased = sum(len(dead) for dead in snapshot.dead.values())
             tokens = snapshot.state.tokens
             without_tokens = sum(len(snapshot.reader.rows_without_tokens(m)) for m in VISUAL)
+            lists = {str(m): file.lists.count for m, file in snapshot.vectors.items() if file.lists is not None}
         made = index.manifest
         return Status(
             folder=str(self.folder),
@@ -401,6 +454,7 @@ class Library:
             bytes=sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
             tokens=None if tokens is None else tokens.name,
             without_tokens=without_tokens,
+            lists=lists,
             skipped=tuple(skipped),
         )
 
@@ -441,6 +495,10 @@ class Library:
                 self._searcher_rows = rows
             return self._searcher
 
+    def _use_gpus(self, index: Index) -> None:
+        if self._device is not None and self._device.startswith("cuda"):
+            index.search_on_gpus()
+
     def _compressor(self) -> Compressor | None:
         return None if self.reranker is None else self.reranker.compressor
 
@@ -449,6 +507,7 @@ class Library:
             with self._lock:
                 if self._index is None:
                     self._index = Index.open(self.folder)
+                    self._use_gpus(self._index)
         return self._index
 
     def _make_index(self) -> Index:
@@ -493,6 +552,11 @@ def _read_image(image: Image | str | os.PathLike[str] | None, size: int) -> Imag
     except OSError as exc:
         raise UsageError(f"cannot read the picture {os.fspath(image)!r}: {exc.strerror}") from exc
     return decode_image(data, size=size).image
+
+
+def _check_recall(recall: float | None) -> None:
+    if recall is not None and not 0 < recall <= 1:
+        raise UsageError(f"the recall is {recall}; it is a share, above 0 and at most 1")
 
 
 def _same_folder(name: str, other: str) -> bool:
