@@ -8,6 +8,7 @@ This is the only module that imports sqlalchemy.
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
     skipped        a file that could not be read, with the reason; not tried again until it changes
     freed          rows whose piece is gone and whose bytes must be, or are, zeros
+    words, names   what is searched word by word, see ``indexer.words``; absent where SQLite lacks FTS5
 
 Paths are stored as bytes, as the file system has them: a name need not be UTF-8.
 """
@@ -28,8 +29,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from indexer import words
 from indexer.errors import IndexDamaged, StorageError, UsageError
-from indexer.records import Filter, ItemRow, NewItem, Stamp, State
+from indexer.records import Filter, ItemRow, NewItem, PieceRow, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
 
@@ -115,6 +117,10 @@ _OLD_ITEM = tuple(sa.null().label(c.name) if c.name in _PLACES else c for c in _
 """An item as catalogues before ``_FIRST_WITH_PLACES`` have it."""
 _IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
+_WORDS_BATCH = 1000
+"""Passages that are put into the word search at once when it is made again."""
+_NAME_WEIGHT = 4.0
+"""Of a word in the name of a file, where one in the names of its folders weighs 1."""
 _UNDER_CHUNK = 100
 """Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
 
@@ -147,6 +153,7 @@ class Catalogue:
                 with self._engine.begin() as connection:
                     _METADATA.create_all(connection)
                     _migrate(connection)
+                    _bring_words(connection)
         except (SQLAlchemyError, OSError) as exc:
             raise _translate(exc, path) from exc
 
@@ -368,6 +375,81 @@ class Reader:
         for r in self._connection.execute(sa.select(*columns).order_by(ITEMS.c.modality, ITEMS.c.row)):
             yield ItemRow(r.id, r.asset_id, Modality(r.modality), r.row, r.crc)
 
+    def has_words(self) -> bool:
+        """Whether words can be searched: this Python can, and a writer has made the tables."""
+        return words.available() and _words_ready(self._connection)
+
+    def texts_with(self, match: str, limit: int = -1) -> np.ndarray:
+        """Numbers ``(R,)``, growing, of the passages that hold what ``match`` (``words.match_all``) says."""
+        return self._holders("words", match, limit)
+
+    def names_with(self, match: str, limit: int = -1) -> np.ndarray:
+        """Numbers ``(R,)``, growing, of the assets whose name and folders hold it."""
+        return self._holders("names", match, limit)
+
+    def _holders(self, table: str, match: str, limit: int) -> np.ndarray:
+        # As one string: a thousand rows of one number each cost four times as much.
+        query = f"SELECT group_concat(rowid) FROM (SELECT rowid FROM {table} WHERE {table} MATCH ? LIMIT ?)"
+        numbers = self._connection.exec_driver_sql(query, (match, limit)).scalar_one()
+        return np.array(numbers.split(",") if numbers else [], dtype=np.int64)
+
+    def ranked_texts(self, match: str) -> dict[int, float]:
+        """The passages that hold it, each with its BM25 score; more is better."""
+        query = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ?"
+        return dict(self._connection.exec_driver_sql(query, (match,)).all())
+
+    def ranked_names(self, match: str) -> dict[int, float]:
+        """The assets whose name and folders hold it, each with its BM25 score, in which the name counts more."""
+        query = f"SELECT rowid, -bm25(names, {_NAME_WEIGHT}, 1.0) FROM names WHERE names MATCH ?"
+        return dict(self._connection.exec_driver_sql(query, (match,)).all())
+
+    def word_totals(self) -> tuple[int, int]:
+        """How many passages and how many names there are to be searched."""
+        return words.count_rows(self._connection, "words"), words.count_rows(self._connection, "names")
+
+    def pieces(self, *, ids: Sequence[int] = (), of: Sequence[int] = (), first: int = 1) -> list[PieceRow]:
+        """The items with these ``ids``, and the ``first`` items ``of`` each of these assets, by their numbers."""
+        found: dict[int, PieceRow] = {}
+        query = sa.select(ITEMS.c.id, ITEMS.c.asset_id, ITEMS.c.modality, ITEMS.c.row)
+        for where, column, values in (
+            (query, ITEMS.c.id, ids),
+            (query.where(ITEMS.c.ordinal < first), ITEMS.c.asset_id, of),
+        ):
+            for chunk in _chunks(values):
+                for item_id, asset_id, modality, row in self._connection.execute(where.where(column.in_(chunk))):
+                    found[item_id] = PieceRow(item_id, asset_id, Modality(modality), row)
+        return [found[one] for one in sorted(found)]
+
+    def word_faults(self) -> int:
+        """How many passages and names differ from what the word search holds of them; all if it is broken."""
+        ask = self._connection.exec_driver_sql
+        texts = "SELECT i.text, w.text FROM items i LEFT JOIN words w ON w.rowid = i.id WHERE i.text IS NOT NULL"
+        names = "SELECT a.path, a.key, n.name, n.folders FROM assets a LEFT JOIN names n ON n.rowid = a.id"
+        ghosts = (
+            "SELECT count(*) FROM words WHERE rowid NOT IN (SELECT id FROM items WHERE text IS NOT NULL)",
+            "SELECT count(*) FROM names WHERE rowid NOT IN (SELECT id FROM assets)",
+        )
+        try:
+            words.check(self._connection)
+            faults = sum(1 for text, held in ask(texts) if held != words.prepare(text))
+            for path, key, name, folders in ask(names):
+                faults += (name, folders) != words.name_words(key if path is None else os.fsdecode(path))
+            return faults + sum(int(ask(query).scalar_one()) for query in ghosts)
+        except DBAPIError:
+            return sum(1 for _ in self._all_texts()) + sum(1 for _ in self._all_names())
+
+    def _all_texts(self) -> Iterator[tuple[int, str]]:
+        query = sa.select(ITEMS.c.id, ITEMS.c.text).where(ITEMS.c.text.is_not(None)).order_by(ITEMS.c.id)
+        yield from ((item_id, text) for item_id, text in self._connection.execute(query))
+
+    def _all_names(self) -> Iterator[tuple[int, str]]:
+        for asset_id, path, key in self._connection.execute(sa.select(ASSETS.c.id, ASSETS.c.path, ASSETS.c.key)):
+            yield asset_id, key if path is None else os.fsdecode(path)
+
+    def word_traces(self) -> bool:
+        """Whether words of what was removed may still stand in the tables."""
+        return bool(self._connection.scalar(sa.select(META.c.value).where(META.c.name == "word_traces")))
+
     def skipped(self) -> list[Skipped]:
         """Every file that was not taken, with the reason, in the order of their names."""
         query = sa.select(SKIPPED.c.path, SKIPPED.c.reason).order_by(SKIPPED.c.path)
@@ -413,6 +495,21 @@ class Writer(Reader):
             return
         for name, value in (("schema", SCHEMA_VERSION), ("version", 0), ("generation", 1)):
             self._set(name, value)
+        _bring_words(self._connection)
+
+    def make_words(self) -> None:
+        """Make the tables of the word search again from what the catalogue holds; nothing where there are none."""
+        if words.available():
+            _make_words(self._connection)
+
+    def clear_word_traces(self) -> None:
+        """Let no word of what was removed stand in the tables."""
+        words.rewrite(self._connection)
+        self._set("word_traces", 0)
+
+    def _leave_traces(self) -> None:
+        if sqlite3.sqlite_version_info < words.SECURE_DELETE and not self.word_traces():
+            self._set("word_traces", 1)
 
     def _set(self, name: str, value: int) -> None:
         changed = self._connection.execute(sa.update(META).where(META.c.name == name).values(value=value))
@@ -435,10 +532,16 @@ class Writer(Reader):
             self.forget_skipped([asset.path])
         key = result.inserted_primary_key
         assert key is not None
+        if words.available():
+            words.put_name(self._connection, int(key[0]), asset.path or asset.key or "")
         return int(key[0])
 
     def change_asset(self, asset_id: int, asset: Asset) -> None:
         """Give an asset another path or stamp; its items stay as they are."""
+        before = self.asset(asset_id)
+        if words.available() and (before.path, before.key) != (asset.path, asset.key):
+            words.put_name(self._connection, asset_id, asset.path or asset.key or "")
+            self._leave_traces()
         self._connection.execute(sa.update(ASSETS).where(ASSETS.c.id == asset_id).values(_asset_values(asset)))
         if asset.path:
             self.forget_skipped([asset.path])
@@ -468,6 +571,11 @@ class Writer(Reader):
                 for item in items
             ],
         )
+        texts = {item.ordinal: item.text for item in items if item.text is not None}
+        if texts and words.available():
+            where = (ITEMS.c.asset_id == asset_id) & (ITEMS.c.ordinal >= min(texts)) & (ITEMS.c.ordinal <= max(texts))
+            numbers = self._connection.execute(sa.select(ITEMS.c.id, ITEMS.c.ordinal).where(where)).all()
+            words.put_texts(self._connection, [(n, texts[o]) for n, o in numbers if o in texts])
 
     def set_token_format(self, tokens: TokenFormat) -> None:
         """Say whose image tokens the index holds from now on; no picture has any then."""
@@ -490,9 +598,16 @@ class Writer(Reader):
         """Delete assets with their items; return the rows that are now free, which must be erased."""
         freed: dict[Modality, list[int]] = {}
         for chunk in _chunks(asset_ids):
-            query = sa.select(ITEMS.c.modality, ITEMS.c.row).where(ITEMS.c.asset_id.in_(chunk))
-            for modality, row in self._connection.execute(query):
+            query = sa.select(ITEMS.c.id, ITEMS.c.modality, ITEMS.c.row, ITEMS.c.text.is_not(None)).where(
+                ITEMS.c.asset_id.in_(chunk)
+            )
+            texts: list[int] = []
+            for item_id, modality, row, worded in self._connection.execute(query):
                 freed.setdefault(Modality(modality), []).append(row)
+                texts += [item_id] if worded else []
+            if words.available():
+                words.remove(self._connection, texts, chunk)
+                self._leave_traces()
             self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.asset_id.in_(chunk)))
             self._connection.execute(sa.delete(ASSETS).where(ASSETS.c.id.in_(chunk)))
         for modality, rows in freed.items():
@@ -551,6 +666,49 @@ def _migrate(connection: Connection) -> None:
             connection.exec_driver_sql(f"ALTER TABLE items ADD COLUMN {declared}")
     older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
     connection.execute(sa.update(META).where(older).values(value=SCHEMA_VERSION))
+
+
+def _words_ready(connection: Connection) -> bool:
+    """Whether the tables of the word search are there, in a form that this SQLite reads."""
+    if connection.scalar(sa.select(META.c.value).where(META.c.name == "words")) != words.VERSION:
+        return False
+    try:
+        for table in ("words", "names"):
+            connection.exec_driver_sql(f"SELECT rowid FROM {table} WHERE {table} MATCH 'a' LIMIT 1").all()
+    except DBAPIError:
+        return False
+    return True
+
+
+def _bring_words(connection: Connection) -> None:
+    """Make the tables of the word search where they are missing or old; empty what can no longer be kept in step."""
+    if connection.scalar(sa.select(META.c.value).where(META.c.name == "schema")) is None:
+        return  # a catalogue that is being made, see Writer.initialise
+    if not words.available():
+        words.wipe(connection)
+        connection.execute(sa.delete(META).where(META.c.name.in_(["words", "word_traces"])))
+    elif not _words_ready(connection):
+        _make_words(connection)
+
+
+def _make_words(connection: Connection) -> None:
+    writer = Writer(connection)
+    try:
+        words.create(connection)
+    except DBAPIError:
+        words.clear_away(connection)
+        words.create(connection)
+    waiting: list[tuple[int, str]] = []
+    for item_id, text in writer._all_texts():
+        waiting.append((item_id, text))
+        if len(waiting) == _WORDS_BATCH:
+            words.put_texts(connection, waiting)
+            waiting = []
+    words.put_texts(connection, waiting)
+    for asset_id, name in writer._all_names():
+        words.put_name(connection, asset_id, name)
+    writer._set("words", words.VERSION)
+    writer._set("word_traces", 0)
 
 
 def _on_connect_reader(connection: Any, _record: object) -> None:

@@ -224,7 +224,10 @@ class Index:
             catalogue = Catalogue(self.folder / "catalogue.db", write=True)
             try:
                 self._raise_format()
-                yield IndexWriter(self.folder, self.manifest.dim, catalogue)
+                writer = IndexWriter(self.folder, self.manifest.dim, catalogue)
+                writer.finish()  # what a dead process left
+                yield writer
+                writer.finish()
             finally:
                 catalogue.close()
 

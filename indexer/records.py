@@ -45,6 +45,16 @@ class ItemRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PieceRow:
+    """One item as the search by words sees it: whose it is, and where its vector stands."""
+
+    id: int
+    asset_id: int
+    modality: Modality
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewItem:
     """An item that is to be written: its place in the asset and the row that already holds its vector.
 

@@ -79,6 +79,14 @@ class IndexWriter:
             if path.name not in current:
                 path.unlink()
 
+    def finish(self) -> None:
+        """Take the last words of what was removed out of the word search, where SQLite leaves some behind."""
+        with self.catalogue.read() as reader:
+            traces = reader.word_traces()
+        if traces:
+            with self.catalogue.write() as writer:
+                writer.clear_word_traces()
+
     def _erase(self, freed: dict[Modality, list[int]]) -> None:
         if not freed:
             return
@@ -293,7 +301,16 @@ class IndexWriter:
             self._drop_tokens(m, {r: owners[m, r] for r in rows if owners[m, r] not in damaged}, repaired, lost)
             if blank[m]:
                 self._tokens[m].remove(np.array(blank[m], dtype=np.int64))
+        self._verify_words(repaired)
         return VerifyReport(len(items), tuple(repaired), tuple(lost))
+
+    def _verify_words(self, repaired: list[str]) -> None:
+        """Hold the word search against the passages and names, and make it again if it differs."""
+        with self.catalogue.write() as writer:  # the check is a command to a table, so it takes a writer
+            faults = writer.word_faults() if writer.has_words() else 0
+            if faults:
+                writer.make_words()
+                repaired.append(f"the word search differed from {faults:,} passages and names; made again")
 
     def _drop_tokens(
         self, modality: Modality, decayed: Mapping[int, int], repaired: list[str], lost: list[str]

@@ -160,6 +160,13 @@ def query(
     candidates: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rerank so many of the first answers; else what pays.")
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help='By words alone: answers hold all, "side by side" if in quotes; scores are shares of the best.',
+        ),
+    ] = False,
     moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
     reranker: RerankerOption = None,
     json_: JsonOption = False,
@@ -197,6 +204,7 @@ def query(
             min_prob=min_prob,
             rerank=not no_rerank,
             candidates=candidates,
+            exact=exact,
             moments=moments,
         )
     if json_:

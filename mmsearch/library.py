@@ -30,7 +30,7 @@ from mmsearch.rerank import Reranker
 from mmsearch.rerank.explain import explain_alone, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.load import check_reads, load_reranker
-from mmsearch.search import Hits, Searcher
+from mmsearch.search import Hits, Searcher, exact_hits
 from mmsearch.showing import Moment, parse_moment, with_best_frame
 
 if TYPE_CHECKING:
@@ -260,6 +260,7 @@ class Library:
         min_prob: float | None = None,
         rerank: bool = True,
         candidates: int | None = None,
+        exact: bool = False,
         moments: int = 1,
     ) -> Hits:
         """The items that fit best, best first; the same question gives the same list.
@@ -272,6 +273,7 @@ class Library:
         ``query("at night", image="a.jpg")``   what fits both
         ``query("beach", without="people")``   what fits the words and does not show people
         ``query("beach", kind="image")``       pictures only; also ``under``, ``after``, ``before``
+        ``query("beach house", exact=True)``   what holds both words, in its text or its name
         =====================================  ===========================================================
 
         Args:
@@ -284,17 +286,20 @@ class Library:
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.
             rerank: whether the reranker, if there is one, looks again at the first answers.
             candidates: how many of the first answers of each kind it looks at; by default what its model says.
+            exact: search by words alone, without a model: an answer holds all of them, those in quotes side by side.
+                Its ``score`` is then no probability but its BM25 score as a share of that of the first answer.
             moments: how many moments of one video may be among the answers.
 
         Raises:
             UsageError: the question makes no sense; the message says why.
             NoIndex: nothing was indexed yet.
+            StorageError: with ``exact``, there is no word search in this index, or in this Python.
             DecodeError: the picture of the question cannot be read.
             ModelError: the model or the reranker fails.
         """
         query = parse_query(
             text,
-            image=_read_image(image, self.encoder.image_size),
+            image=image if exact else _read_image(image, self.encoder.image_size),  # type: ignore[arg-type]
             without=[without] if isinstance(without, str) else without,
             kind=kind,
             under=under,
@@ -304,8 +309,11 @@ class Library:
             match=MATCH if k is None and min_prob is None else None,
             rerank=rerank,
             candidates=candidates,
+            exact=exact,
             moments=moments,
         )
+        if exact:
+            return exact_hits(self._need_index(), query, ANSWERS if k is None else k)
         return self.searcher().search(query, ANSWERS if k is None else k)
 
     def explain(self, question: str, picture: Image | str | os.PathLike[str], *, method: str = METHOD) -> Explanation:

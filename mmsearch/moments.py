@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from indexer.catalogue import Reader
 from indexer.decode.streams import SUBTITLE_EXTENSIONS, VIDEO_EXTENSIONS
 from indexer.types import Asset, Item, Modality, Span
+from mmsearch.things import Scored
 
 TOUCHING = 0.5
 """Seconds between two pieces that still touch."""
@@ -27,16 +29,7 @@ POOL = 100
 _LANGUAGE = re.compile(r"\.[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})?|\.(?:forced|sdh|cc)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """One answer before it is a hit: an item, the log-odds that it matches, and whether a reranker looked at it."""
-
-    logit: float
-    item: Item
-    reranked: bool
-
-
-def with_videos(pieces: Sequence[Piece], videos: Mapping[str, Asset]) -> list[Piece]:
+def with_videos(pieces: Sequence[Scored], videos: Mapping[str, Asset]) -> list[Scored]:
     """The pieces, those of a subtitle file as pieces of the video beside it; ``videos`` says which by their paths."""
     return [
         replace(piece, item=replace(piece.item, asset=videos[piece.item.asset.path]))
@@ -46,15 +39,24 @@ def with_videos(pieces: Sequence[Piece], videos: Mapping[str, Asset]) -> list[Pi
     ]
 
 
-def merge(pieces: Sequence[Piece], moments: int) -> list[Piece]:
+def videos_beside(reader: Reader, items: Iterable[Item]) -> dict[str, Asset]:
+    """The video beside each subtitle file among the files of ``items``, by the path of the subtitle file."""
+    paths = {item.asset.path for item in items if item.asset.modality is Modality.VIDEO}
+    candidates = {path: beside(path) for path in sorted(paths)}
+    there = reader.assets_at([video for videos in candidates.values() for video in videos])
+    found = {path: next((v for v in videos if v in there), None) for path, videos in candidates.items()}
+    return {path: there[video] for path, video in found.items() if video is not None}
+
+
+def merge(pieces: Iterable[Scored], moments: int) -> list[Scored]:
     """The pieces, best first, with those of videos merged into at most ``moments`` moments a video.
 
     Other pieces are left as they are. The order stays: best first, ties to the smaller item.
     """
-    merged: list[Piece] = []
+    merged: list[Scored] = []
     found: dict[tuple[str, str | None], list[int]] = {}
-    absorbed: dict[int, list[Piece]] = {}
-    for piece in pieces:
+    absorbed: dict[int, list[Scored]] = {}
+    for piece in sorted(pieces, key=lambda one: (-one.score, one.item.id)):
         if not _is_timed(piece.item):
             merged.append(piece)
             continue
@@ -89,14 +91,14 @@ def _overlap(item: Item, moment: Item) -> bool:
     return min(end, finish) > max(start, begin) + 0.01 or begin <= start <= end <= finish
 
 
-def _belongs(piece: Piece, moment: Piece) -> bool:
+def _belongs(piece: Scored, moment: Scored) -> bool:
     """Whether a piece makes a moment longer: it touches it, is nearly as likely, and the whole is not too long."""
     (start, end), (begin, finish) = _times(piece.item), _times(moment.item)
     near = start <= finish + TOUCHING and begin <= end + TOUCHING
-    return near and moment.logit - piece.logit <= NEARLY and max(end, finish) - min(start, begin) <= LONGEST
+    return near and moment.score - piece.score <= NEARLY and max(end, finish) - min(start, begin) <= LONGEST
 
 
-def _extended(moment: Piece, piece: Piece) -> Piece:
+def _extended(moment: Scored, piece: Scored) -> Scored:
     (start, end), (begin, finish) = _times(piece.item), _times(moment.item)
     span = moment.item.span or Span()
     best = span.best
@@ -106,7 +108,7 @@ def _extended(moment: Piece, piece: Piece) -> Piece:
     return replace(moment, item=replace(moment.item, span=span))
 
 
-def _worded(moment: Piece, others: Sequence[Piece]) -> Piece:
+def _worded(moment: Scored, others: Sequence[Scored]) -> Scored:
     """The moment with the words of the best text in it, and a frame, if it has none of its own."""
     item = moment.item
     text = next((p.item for p in others if p.item.text is not None), None)

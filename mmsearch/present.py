@@ -22,7 +22,8 @@ def hits_table(hits: Sequence[Hit], *, width: int) -> str:
     for hit, place in zip(hits, where, strict=True):
         line = f"{hit.score:5.2f}  {hit.kind:<5}  {place}"
         if hit.text:
-            line = f"{line:<{column + 14}}  {' '.join(hit.text.split())}"
+            source = f"({hit.source}) " if hit.source else ""
+            line = f"{line:<{column + 14}}  {source}{' '.join(hit.text.split())}"
             line = line if len(line) <= width else line[: width - 1] + "…"
         lines.append(line)
     return "\n".join(lines)
@@ -63,6 +64,8 @@ def display_path(path: str) -> str:
 
 def _where(hit: Hit) -> str:
     place = display_path(hit.item.asset.path) if hit.item.asset.path else str(hit.key)
+    if hit.page is not None:
+        return f"{place}  page {hit.page}"
     if hit.start is not None and hit.end is not None:
         return f"{place}  {clock(hit.start)}–{clock(hit.end)}"
     return f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place

@@ -48,6 +48,8 @@ class Query:
     """Whether a reranker, if there is one, looks again at the first answers."""
     candidates: int | None = None
     """How many of the first answers of each kind it looks at; as many as its model says if None."""
+    exact: bool = False
+    """Whether words alone count: an answer holds all of them, and no model takes part."""
     moments: int = 1
     """How many moments of one video may be among the answers."""
 
@@ -65,6 +67,7 @@ def parse_query(
     match: float | None = None,
     rerank: bool = True,
     candidates: int | None = None,
+    exact: bool = False,
     moments: int = 1,
 ) -> Query:
     """Check what was asked and put it into one form.
@@ -84,6 +87,10 @@ def parse_query(
         raise UsageError(f"a probability lies between 0 and 1; the smallest asked for is {min_prob}")
     if candidates is not None and candidates < 1:
         raise UsageError(f"candidates is {candidates}; rerank at least 1 answer, or switch reranking off")
+    if exact and image is not None:
+        raise UsageError("a picture has no words to search for: leave --exact out, or the picture")
+    if exact and min_prob is not None:
+        raise UsageError("--exact gives no probability that --min-prob could be held against")
     if moments < 1:
         raise UsageError(f"moments is {moments}; let a video have at least 1 moment among the answers")
     kinds = [word.strip() for one in ([kind] if isinstance(kind, str) else kind or ()) for word in one.split(",")]
@@ -94,8 +101,19 @@ def parse_query(
         None if before is None else parse_time(before),
     )
     without = tuple(words.strip() for words in without if words.strip())
-    modalities = tuple(dict.fromkeys(map(_modality, kinds)))
-    return Query(text or None, image, without, modalities, where, min_prob, match, rerank, candidates, moments)
+    return Query(
+        text or None,
+        image,
+        without,
+        tuple(dict.fromkeys(map(_modality, kinds))),
+        where,
+        min_prob,
+        match,
+        rerank,
+        candidates,
+        exact,
+        moments,
+    )
 
 
 def least_shown(query: Query, best: float) -> float:

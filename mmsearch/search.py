@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,35 @@ import numpy as np
 from indexer.encoders import Encoder
 from indexer.errors import UsageError
 from indexer.index import Index, Snapshot
-from indexer.types import VISUAL, Asset, Box, Item, Modality, Span
+from indexer.types import VISUAL, Box, Item, Modality, Span
 from mmsearch import moments
 from mmsearch.calibration import Calibration, line_for, probability
+from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.query import Query, least_shown
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.explain import Shown, explain, no_reranker, show
 from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.stage import SecondStage, fused_order
+from mmsearch.things import Scored, Thing, things
+from mmsearch.words import evidence, raised
 
+_MORE = 4
+"""So many times more pieces are fetched where the first ones were too few things."""
 EXCLUSION_POOL = 2000
 """Answers among which ``without`` chooses: what is left after the unwanted sank is sought in the best so many."""
 EXCLUSION_WEIGHT = 3.0
 """Log-odds that an answer loses for each standard deviation by which it shows the unwanted; chosen on Flickr8k dev."""
-_WIDER = 8
-"""How many times more answers are sought where those of one video have left too few hits."""
-
 EXCLUSION_SAMPLE = 1024
 """Items of the library on which that deviation is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer. ``rank`` counts from 1; ``score`` lies between 0 and 1 and means the same for every kind of hit."""
+    """One answer: a picture, a moment of a video, a page, a passage. ``rank`` counts from 1; ``score`` lies between 0
+    and 1 and means the same for every kind of hit, except where words alone were asked for (``exact``).
+
+    ``item`` is the piece of it that answers best.
+    """
 
     rank: int
     score: float
@@ -44,15 +50,31 @@ class Hit:
     """Whether a reranker has looked at it; else its score is what the first stage says."""
     explaining: Callable[[str], Explanation] | None = field(default=None, repr=False, compare=False)
     """What ``explain`` asks: the searcher that found it."""
+    exact: bool = False
+    """Whether it was found by its words alone: ``score`` is then its BM25 score as a share of the best one's."""
+    worded: Item | None = field(default=None, repr=False, compare=False)
+    """The best piece of text among what was found of it: words in a picture, say, or those of a page."""
 
     def __reduce__(self) -> tuple[type[Hit], tuple[Any, ...]]:
         """A copy that leaves the process, which the searcher cannot, cannot be explained."""
-        return Hit, (self.rank, self.score, self.item, self.reranked)
+        return Hit, (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded)
 
     @property
-    def probability(self) -> float:
-        """How likely it is that this is what was asked for, where one item in a thousand is: what ``score`` says."""
-        return self.score
+    def probability(self) -> float | None:
+        """How likely it is that this is what was asked for, where one item in a thousand is: what ``score`` says.
+
+        None where words alone were asked for.
+        """
+        return None if self.exact else self.score
+
+    @property
+    def _read(self) -> Item:
+        """The piece that says what is read and where."""
+        return self.worded or self.item
+
+    @property
+    def _span(self) -> Span | None:
+        return self._read.span
 
     @property
     def path(self) -> Path | None:
@@ -71,18 +93,18 @@ class Hit:
 
     @property
     def text(self) -> str | None:
-        """The passage, for a text."""
-        return self.item.text
+        """The passage, for a text; the words in a picture or on a page, where these were found."""
+        return self._read.text
 
     @property
     def lines(self) -> Span | None:
         """Where in its file the passage stands, if it is one of lines."""
-        return self.item.span if self.item.span and self.item.span.first_line is not None else None
+        return self._span if self._span and self._span.first_line is not None else None
 
     @property
     def page(self) -> int | None:
         """Page, slide or chapter of a document, from 1."""
-        return self.item.span.page if self.item.span else None
+        return self._span.page if self._span else None
 
     @property
     def start(self) -> float | None:
@@ -102,12 +124,12 @@ class Hit:
     @property
     def box(self) -> Box | None:
         """The part of a picture that answers."""
-        return self.item.span.box if self.item.span else None
+        return self._span.box if self._span else None
 
     @property
     def source(self) -> str | None:
         """What its text is, if not simply that of its file: ``subtitle``, ``ocr`` or ``caption``."""
-        return self.item.source
+        return self._read.source
 
     @property
     def fragment(self) -> str | None:
@@ -147,6 +169,7 @@ class Hit:
             "rank": self.rank,
             "score": round(self.score, 6),
             "reranked": self.reranked,
+            "exact": self.exact or None,
             "kind": self.kind,
             "path": asset.path or None,
             "key": asset.key,
@@ -221,6 +244,17 @@ class _Found:
     reranked: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class _Worded:
+    """Items of one kind that the words of a question speak for: their rows ``(W,)``, the log-odds of the first stage
+    ``(W,)``, and what the words add to them, as ``mmsearch.words.raised`` takes it, ``(W,)`` each."""
+
+    rows: np.ndarray
+    logits: np.ndarray
+    gains: np.ndarray
+    whole: np.ndarray
+
+
 class Searcher:
     """Answers questions about one index. May be used from several threads.
 
@@ -241,6 +275,7 @@ class Searcher:
         self.calibration = calibration
         self._encoding = threading.Lock()
         self._second = None if reranker is None else SecondStage(reranker, encoder, self._encoding)
+        self._word_totals: tuple[int, tuple[int, int]] | None = None
 
     @property
     def reranker(self) -> Reranker | None:
@@ -265,7 +300,9 @@ class Searcher:
         Raises:
             UsageError, ModelError, StorageError: as ``search``.
         """
-        return self.answer(self.embed(queries), k)
+        rest = [query for query in queries if not query.exact]
+        answers = iter(self.answer(self.embed(rest), k))
+        return [exact_hits(self.index, query, k) if query.exact else next(answers) for query in queries]
 
     def embed(self, queries: Sequence[Query]) -> list[Asked]:
         """The vectors of the parts of each question; the model sees all texts at once, and all pictures.
@@ -298,38 +335,58 @@ class Searcher:
         """
         if k < 1:
             raise UsageError(f"k is {k}; ask for at least 1 answer")
+        answers: dict[int, Hits] = {}
         with self.index.snapshot() as snapshot:
             has_videos = any(Modality.VIDEO in snapshot.kinds_of(kind) for kind in Modality)
-            # Merging makes one hit of several answers, and one video may fill a list: more are needed than asked for.
-            pool = max(k, moments.POOL) if has_videos else k
-            answers = self._answer(snapshot, asked, k, pool)
-            while short := [i for i, hits in enumerate(answers) if hits is None]:
-                pool *= _WIDER
-                again = self._answer(snapshot, [asked[i] for i in short], k, pool)
-                for i, hits in zip(short, again, strict=True):
-                    answers[i] = hits
-        return [hits for hits in answers if hits is not None]
+            # One video may fill a list, and its neighbouring clips are one answer: more are needed than asked for.
+            waiting, pool = list(range(len(asked))), max(k, moments.POOL) if has_videos else k
+            while waiting:
+                # Pieces of one thing are one answer; where that leaves too few, more pieces are fetched.
+                tried = self._answer(snapshot, [asked[i] for i in waiting], k, pool)
+                answers |= {i: hits for i, (hits, enough) in zip(waiting, tried, strict=True) if enough}
+                waiting, pool = [i for i in waiting if i not in answers], _MORE * pool
+        return [answers[i] for i in range(len(asked))]
 
-    def _answer(self, snapshot: Snapshot, asked: Sequence[Asked], k: int, pool: int) -> list[Hits | None]:
-        """The ``k`` best hits for each question, made of the ``pool`` best answers of each kind; None where these are
-        too few."""
+    def _answer(self, snapshot: Snapshot, asked: Sequence[Asked], k: int, pool: int) -> list[tuple[Hits, bool]]:
+        """The ``k`` best things among the ``pool`` best pieces of each kind, and whether no other can be among them."""
         first = [
             {kind: self._search_kind(snapshot, kind, one, max(pool, self._depth(one, kind))) for kind in Modality}
             for one in asked
         ]
+        worded = [self._words(snapshot, one) for one in asked]
         items = {
-            kind: snapshot.reader.items_at(kind, sorted({row for kinds in first for row in kinds[kind].rows.tolist()}))
+            kind: snapshot.reader.items_at(
+                kind,
+                sorted(
+                    {row for kinds in first for row in kinds[kind].rows.tolist()}
+                    | {row for spoken in worded if kind in spoken for row in spoken[kind].rows.tolist()}
+                ),
+            )
             for kind in Modality
         }
-        videos = _videos(snapshot, items[Modality.TEXT].values())
-        answers: list[Hits | None] = []
-        for one, kinds in zip(asked, first, strict=True):
+        videos = moments.videos_beside(snapshot.reader, items[Modality.TEXT].values())
+        answers: list[tuple[Hits, bool]] = []
+        for one, kinds, spoken in zip(asked, first, worded, strict=True):
             reasons: list[str] = []
-            found = {kind: self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons) for kind in kinds}
-            merged = moments.merge(moments.with_videos(_pieces(found, items), videos), one.query.moments)
+            found: list[Scored] = []
+            beyond = -np.inf  # log-odds that a piece which was not fetched may have
+            for kind in kinds:
+                of_kind = self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons)
+                if len(of_kind.rows) >= max(pool, self._depth(one, kind)):
+                    beyond = max(beyond, float(of_kind.logits[-1]))
+                of_kind = self._with_words(snapshot, kind, one, of_kind, spoken.get(kind), items[kind])
+                found += [
+                    Scored(logit, items[kind][row], again)
+                    for logit, row, again in zip(
+                        of_kind.logits.tolist(), of_kind.rows.tolist(), of_kind.reranked.tolist(), strict=True
+                    )
+                ]
+            merged = things(moments.merge(moments.with_videos(found, videos), one.query.moments))
+            last = merged[k - 1].best.score if len(merged) >= k else np.inf
+            least = least_shown(one.query, probability(merged[0].best.score)) if merged else 0.0
+            enough = beyond == -np.inf or beyond <= last < np.inf or probability(beyond) < least
             hits = _hits(one.query, merged[:k], "; ".join(dict.fromkeys(reasons)) or None, self._explain_hit)
-            more = any(len(kinds[kind].rows) >= pool for kind in kinds)
-            answers.append(None if len(merged) < k and more and not hits.nothing_else_matches else hits)
+            answers.append((hits, enough))
         return answers
 
     def _depth(self, asked: Asked, answered: Modality) -> int:
@@ -380,14 +437,9 @@ class Searcher:
         kinds = snapshot.kinds_of(answered)
         if not kinds or (asked.query.kinds and kinds.isdisjoint(asked.query.kinds)):
             return _Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, dtype=bool))
-        wanted, unwanted, where = asked.wanted, asked.unwanted, asked.query.where
-        if asked.query.kinds and not kinds <= set(asked.query.kinds):
-            where = replace(where, kinds=asked.query.kinds)
-        allowed = None if where.is_open else snapshot.reader.rows(answered, where)
-        # The log-odds are linear in the cosines, so a question of several parts is still one vector.
-        lines = [line_for(self.calibration, part.asked, answered) for part in wanted]
-        direction = np.sum([p.weight * ln.gain * p.vector for p, ln in zip(wanted, lines, strict=True)], axis=0)  # (D,)
-        offset = sum(p.weight * ln.offset for p, ln in zip(wanted, lines, strict=True))
+        allowed = allowed_rows(snapshot, answered, asked.query)
+        unwanted = asked.unwanted
+        direction, offset = self._line(asked, answered)
         pool = max(k, EXCLUSION_POOL) if unwanted else k
         scores, rows = store.search(direction, pool, allowed=allowed, dead=snapshot.dead[answered])
         found = rows[0][rows[0] >= 0]  # (K,)
@@ -397,6 +449,90 @@ class Searcher:
             order = np.lexsort((found, -logits))[:k]
             found, logits = found[order], logits[order]
         return _Found(found, logits, np.zeros(len(found), dtype=bool))
+
+    def _line(self, asked: Asked, answered: Modality) -> tuple[np.ndarray, float]:
+        """What a vector is multiplied with ``(D,)``, and what is added, to give the log-odds of the first stage."""
+        # The log-odds are linear in the cosines, so a question of several parts is still one vector.
+        lines = [(part, line_for(self.calibration, part.asked, answered)) for part in asked.wanted]
+        direction = np.sum([part.weight * line.gain * part.vector for part, line in lines], axis=0)  # (D,)
+        return direction, sum(part.weight * line.offset for part, line in lines)
+
+    def _words(self, snapshot: Snapshot, asked: Asked) -> dict[Modality, _Worded]:
+        """The items that the words of a question speak for, with their log-odds, by their modality."""
+        query, reader = asked.query, snapshot.reader
+        if query.text is None or not reader.has_words():
+            return {}
+        if self._word_totals is None or self._word_totals[0] != snapshot.state.version:
+            self._word_totals = snapshot.state.version, reader.word_totals()
+        spoken = evidence(reader, query.text, self._word_totals[1])
+        if spoken is None:
+            return {}
+        rows = np.array([piece.row for piece in spoken.pieces])  # (P,)
+        logits = np.full(len(rows), -np.inf)  # (P,), what may not answer stays so
+        for kind in Modality:
+            here = np.array([piece.modality is kind for piece in spoken.pieces])
+            allowed = allowed_rows(snapshot, kind, query) if here.any() else None
+            if allowed is not None:
+                here &= np.isin(rows, allowed)
+            if here.any():
+                store, (direction, offset) = snapshot.vectors[kind], self._line(asked, kind)
+                vectors = store.fetch(rows[here])
+                logits[here] = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
+                if asked.unwanted:
+                    logits[here] -= _penalty(vectors, _sample(snapshot, kind), asked.unwanted)
+        answering = np.isfinite(logits)
+        spoken, rows, logits = spoken.only(answering), rows[answering], logits[answering]
+        weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)
+        gains, whole = (weight * one for one in spoken.gains(logits))
+        if asked.unwanted:
+            whole[:] = 0  # it would make up for what the unwanted took away
+        found: dict[Modality, _Worded] = {}
+        for kind in Modality:
+            here = np.array([piece.modality is kind for piece in spoken.pieces], dtype=bool) & (gains > 0)
+            if here.any():
+                found[kind] = _Worded(rows[here], logits[here], gains[here], whole[here])
+        return found
+
+    def _with_words(
+        self,
+        snapshot: Snapshot,
+        answered: Modality,
+        asked: Asked,
+        found: _Found,
+        worded: _Worded | None,
+        items: Mapping[int, Item],
+    ) -> _Found:
+        """What was found of one kind together with what the words speak for, each with what it gains by them.
+
+        What the words speak for is looked at again like the candidates, up to as many; so it does not matter how far
+        down the vectors had put it, nor how many answers are asked for.
+        """
+        if worded is None:
+            return found
+        depth = self._depth(asked, answered)
+        apart = np.flatnonzero(~np.isin(worded.rows, found.rows[:depth]))  # (A,)
+        first = raised(worded.logits, worded.gains, worded.whole)
+        apart = apart[np.lexsort((worded.rows[apart], -first[apart]))]
+        head, tail = apart[:depth], apart[depth:]
+        head = head[np.lexsort((worded.rows[head], -worded.logits[head]))]
+        looked = _Found(worded.rows[head], worded.logits[head], np.zeros(len(head), dtype=bool))
+        if len(head):
+            looked = self._look_again(snapshot, answered, asked, looked, items, [])
+        again = _Found(
+            np.concatenate([looked.rows, worded.rows[tail]]),
+            np.concatenate([looked.logits, worded.logits[tail]]),
+            np.concatenate([looked.reranked, np.zeros(len(tail), dtype=bool)]),
+        )
+        kept = ~np.isin(found.rows, again.rows)
+        rows = np.concatenate([found.rows[kept], again.rows])
+        logits = np.concatenate([found.logits[kept], again.logits])
+        place = {row: i for i, row in enumerate(worded.rows.tolist())}
+        spoken = [i for i, row in enumerate(rows.tolist()) if row in place]
+        of = [place[row] for row in rows[spoken].tolist()]
+        logits[spoken] = raised(logits[spoken], worded.gains[of], worded.whole[of])
+        order = np.lexsort((rows, -logits))
+        reranked = np.concatenate([found.reranked[kept], again.reranked])
+        return _Found(rows[order], logits[order], reranked[order])
 
     def explain(self, text: str, shown: Shown, method: str = METHOD, *, asked: Modality = Modality.TEXT) -> Explanation:
         """Which parts of a picture the words of ``text`` look at; ``asked`` is which of the two is the question.
@@ -463,42 +599,41 @@ def _asked(
     return Asked(query, tuple(wanted), tuple(Part(Modality.TEXT, next(texts)[0], 1.0) for _ in query.without))
 
 
-def _videos(snapshot: Snapshot, items: Iterable[Item]) -> dict[str, Asset]:
-    """The video beside each subtitle file among the files of ``items``, by the path of the subtitle file."""
-    paths = {item.asset.path for item in items if item.asset.modality is Modality.VIDEO}
-    candidates = {path: moments.beside(path) for path in sorted(paths)}
-    there = snapshot.reader.assets_at([video for videos in candidates.values() for video in videos])
-    found = {path: next((v for v in videos if v in there), None) for path, videos in candidates.items()}
-    return {path: there[video] for path, video in found.items() if video is not None}
+def exact_hits(index: Index, query: Query, k: int = 10) -> Hits:
+    """The ``k`` best answers by words alone; no model takes part. See ``mmsearch.exact.find_exact``.
 
-
-def _pieces(found: Mapping[Modality, _Found], items: Mapping[Modality, Mapping[int, Item]]) -> list[moments.Piece]:
-    """What was found of every kind in one list, best first, ties to the smaller item."""
-    pieces = [
-        moments.Piece(logit, items[kind][row], reranked)
-        for kind, of_kind in found.items()
-        for logit, row, reranked in zip(
-            of_kind.logits.tolist(), of_kind.rows.tolist(), of_kind.reranked.tolist(), strict=True
-        )
-    ]
-    return sorted(pieces, key=lambda piece: (-piece.logit, piece.item.id))
+    Raises:
+        UsageError: there is no word in the question, or ``k`` is below 1.
+        StorageError: there is no word search in this index, or in this Python.
+    """
+    if k < 1:
+        raise UsageError(f"k is {k}; ask for at least 1 answer")
+    with index.snapshot() as snapshot:
+        found = find_exact(snapshot, query, k)
+    return Hits(
+        Hit(rank, thing.best.score, thing.best.item, exact=True, worded=thing.worded)
+        for rank, thing in enumerate(found, 1)
+    )
 
 
 def _hits(
     query: Query,
-    best: Sequence[moments.Piece],
+    found: Sequence[Thing],
     not_reranked: str | None,
     explain_hit: Callable[[Query, Item, str], Explanation],
 ) -> Hits:
-    """The answers ``best``, as far as they are likely enough."""
+    """The things that were found, best first, as far as they are likely enough."""
 
     def explaining(item: Item) -> Callable[[str], Explanation]:
         return lambda method: explain_hit(query, item, method)
 
-    hits = [
-        Hit(rank, probability(one.logit), one.item, one.reranked, explaining(one.item))
-        for rank, one in enumerate(best, 1)
-    ]
+    hits = []
+    for rank, thing in enumerate(found, 1):
+        best = thing.best
+        looked_at = (thing.seen if query.text is not None else thing.worded) or best.item
+        hits.append(
+            Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
+        )
     least = least_shown(query, hits[0].score) if hits else 0.0
     likely = [hit for hit in hits if hit.score >= least]
     return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)

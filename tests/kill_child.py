@@ -17,6 +17,7 @@ from colour_encoder import ColourCompressor, PatchColourEncoder
 
 from indexer.index import Change, Index, IndexWriter, Put
 from indexer.pipeline import add_tokens, update
+from indexer.types import Modality
 
 _apply = IndexWriter.apply
 _put_tokens = IndexWriter.put_tokens
@@ -32,9 +33,9 @@ def apply_and_say(writer: IndexWriter, changes: Sequence[Change]) -> list[int]:
     return done
 
 
-def put_tokens_and_say(writer: IndexWriter, rows: np.ndarray, tokens: np.ndarray) -> None:
+def put_tokens_and_say(writer: IndexWriter, rows: np.ndarray, tokens: np.ndarray, modality: Modality) -> None:
     """Commit, and only then print how many more pictures have tokens."""
-    _put_tokens(writer, rows, tokens)
+    _put_tokens(writer, rows, tokens, modality)
     print("tokens", len(rows), flush=True)
 
 

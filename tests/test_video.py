@@ -30,6 +30,7 @@ from indexer.types import Asset, Item, Modality, Span
 from mmsearch import moments, showing
 from mmsearch.query import parse_query
 from mmsearch.search import Hit
+from mmsearch.things import Scored
 
 RED, GREEN, BLUE, YELLOW = (255, 30, 30), (30, 255, 30), (30, 30, 255), (250, 250, 30)
 SCENES = [Scene(RED, 4), Scene(GREEN, 6), Scene(BLUE, 5, dissolve=1), Scene(RED, 3)]
@@ -426,13 +427,13 @@ def test_a_clip_is_the_mean_of_its_frames_and_its_best_frame_is_the_most_central
 FILM = Asset("/film.mp4", Modality.VIDEO, 1, 1, b"")
 
 
-def piece(number: int, logit: float, start: float, end: float, text: str | None = None) -> moments.Piece:
+def piece(number: int, logit: float, start: float, end: float, text: str | None = None) -> Scored:
     span = Span(start=start, end=end, best=None if text else start + 1)
     modality = Modality.TEXT if text else Modality.VIDEO
-    return moments.Piece(logit, Item(number, FILM, modality, span, text, "subtitle" if text else None), False)
+    return Scored(logit, Item(number, FILM, modality, span, text, "subtitle" if text else None), False)
 
 
-def spans(pieces: list[moments.Piece]) -> list[tuple[int, float | None, float | None]]:
+def spans(pieces: list[Scored]) -> list[tuple[int, float | None, float | None]]:
     return [(p.item.id, p.item.span.start, p.item.span.end) for p in pieces if p.item.span]
 
 

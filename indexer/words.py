@@ -1,0 +1,207 @@
+"""Words as the catalogue searches them: two full-text tables beside the items, and how text and questions become words.
+
+    words   a row for each passage, under the number of its item
+    names   a row for each file, or key of what was added from memory, under the number of its asset: name and folders
+
+Both are FTS5 tables of SQLite (BM25 after Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009), cut
+into words by ``unicode61`` without diacritics. They are written and cleared in the transactions of the items, so that
+after a kill they agree with them. Where Python's SQLite has no FTS5 there are no tables: search is by meaning alone.
+
+What is put in is ``prepare``d: ligatures and wide letters become plain ones, and each sign of a script without spaces
+is a word of its own, so that a question of several finds them as a phrase. A question becomes phrases of letters and
+digits, whatever the user typed; no operator of FTS5 can be typed.
+
+Everything here that takes a ``connection`` runs in the transaction that is open on it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+VERSION = 1
+"""Of what stands in the tables; another one in the catalogue, and they are made again."""
+SECURE_DELETE = (3, 42)
+"""The SQLite from which on a deleted row leaves no word behind; in older ones the tables are rewritten for that."""
+
+_TABLES = {"words": "text", "names": "name, folders"}
+_SIGN = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_SPLIT = re.compile(
+    r"(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])"
+)
+_QUOTED = re.compile(r'"([^"]*)"')
+_MARKS = str.maketrans("“”„‟«»「」『』", '""""""""""')
+
+Phrase = tuple[str, ...]
+"""Words that stand side by side, in this order."""
+
+
+# -- text to words ---------------------------------------------------------------------------------------------------
+
+
+def prepare(text: str) -> str:
+    """A text as it is put into the tables and as questions are cut up: NFKC, no soft hyphens, signs apart.
+
+    >>> prepare("ﬁle 2024\u00ad-113")
+    'file 2024-113'
+    """
+    text = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode().replace("\u00ad", ""))
+    return _SIGN.sub(r" \g<0> ", text.replace("\0", " "))
+
+
+def name_words(path: str) -> tuple[str, str]:
+    """The name of a file with its parts, and the folders above it likewise: what is put into ``names``.
+
+    >>> name_words("/photos/LakeDistrict/IMG2024-113.jpg")
+    ('IMG2024-113.jpg IMG 2024-113.jpg', 'photos LakeDistrict Lake District')
+    """
+    folder, name = os.path.split(path)
+    return _with_parts(prepare(name)), " ".join(_with_parts(prepare(one)) for one in folder.split("/") if one)
+
+
+def phrases(question: str) -> list[Phrase]:
+    """What a question asks for, in the order typed, each once: single words, and words joined by signs or in quotes.
+
+    >>> phrases('invoice 2024-113 from "Anna Berg"')
+    [('invoice',), ('2024', '113'), ('from',), ('Anna', 'Berg')]
+    """
+    found: dict[str, Phrase] = {}
+    for i, part in enumerate(_QUOTED.split(question.translate(_MARKS))):
+        for piece in [part] if i % 2 else part.split():
+            words = tuple(tokens(prepare(piece)))
+            if words:
+                found.setdefault(" ".join(words).lower(), words)
+    return list(found.values())
+
+
+def tokens(text: str) -> list[str]:
+    """The words of a prepared text: its runs of letters and digits.
+
+    Capitals and diacritics stay; ``unicode61`` takes them off on both sides, by tables of its own.
+    """
+    return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text).split()
+
+
+def match_all(asked: Iterable[Phrase]) -> str:
+    """The FTS5 expression for rows that hold all of these phrases; no character of a phrase means anything in it."""
+    return " AND ".join(f'"{" ".join(phrase)}"' for phrase in asked)
+
+
+def _with_parts(name: str) -> str:
+    """A name, and once more with camelCase and digits apart where it has any."""
+    parts = _SPLIT.sub(" ", name)
+    return name if parts == name else f"{name} {parts}"
+
+
+# -- the tables ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def available() -> bool:
+    """Whether the SQLite of this Python has FTS5."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("CREATE VIRTUAL TABLE probe USING fts5(text)")
+        return True
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+
+
+def create(connection: Any) -> None:
+    """Make both tables, empty, in place of what is there."""
+    for table, columns in _TABLES.items():
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table}")
+        connection.exec_driver_sql(
+            f"CREATE VIRTUAL TABLE {table} USING fts5({columns}, tokenize = 'unicode61 remove_diacritics 2')"
+        )
+        if sqlite3.sqlite_version_info >= SECURE_DELETE:
+            connection.exec_driver_sql(f"INSERT INTO {table}({table}, rank) VALUES ('secure-delete', 1)")
+
+
+def put_texts(connection: Any, texts: Sequence[tuple[int, str]]) -> None:
+    """Write passages under the numbers of their items."""
+    rows = [(item_id, prepare(text)) for item_id, text in texts]
+    if rows:
+        connection.exec_driver_sql("INSERT INTO words(rowid, text) VALUES (?, ?)", rows)
+
+
+def put_name(connection: Any, asset_id: int, path: str) -> None:
+    """Write the path of a file, or the key of what has none, in place of what stands under its number."""
+    connection.exec_driver_sql("DELETE FROM names WHERE rowid = ?", (asset_id,))
+    connection.exec_driver_sql(
+        "INSERT INTO names(rowid, name, folders) VALUES (?, ?, ?)", (asset_id, *name_words(path))
+    )
+
+
+def remove(connection: Any, item_ids: Sequence[int], asset_ids: Sequence[int]) -> None:
+    """Take passages and names out."""
+    for table, ids in (("words", item_ids), ("names", asset_ids)):
+        if ids:
+            connection.exec_driver_sql(f"DELETE FROM {table} WHERE rowid = ?", [(one,) for one in ids])
+
+
+def count_rows(connection: Any, table: str) -> int:
+    """Rows of a table, without a look at any.
+
+    FTS5 keeps the number for BM25: a varint, seven bits a byte, at the start of its record 1 (the "averages record" in
+    fts5_index.c); an empty one says 0. Counting 100,000 rows takes tens of milliseconds from a cold disk.
+    """
+    record = connection.exec_driver_sql(f"SELECT block FROM {table}_data WHERE id = 1").scalar_one()
+    count = 0
+    for byte in record:
+        count = count << 7 | byte & 127
+        if byte < 128:
+            break
+    return count
+
+
+def wipe(connection: Any) -> None:
+    """Empty the tables without FTS5, for a writer that cannot keep them in step; ``create`` makes them again.
+
+    Left are the two records of an empty index, without which FTS5 would not even drop them.
+    """
+    for table in _TABLES:
+        for part in _parts(connection, table):
+            if not part.endswith("_config"):
+                connection.exec_driver_sql(f"DELETE FROM {part}")
+            if part.endswith("_data"):
+                connection.exec_driver_sql(f"INSERT INTO {part} VALUES (1, x''), (10, x'00000000000000')")
+
+
+def clear_away(connection: Any) -> None:
+    """Take the tables out of the schema where they are too damaged for FTS5 to drop them."""
+    for table in _TABLES:
+        for part in _parts(connection, table):
+            connection.exec_driver_sql(f"DROP TABLE {part}")
+    connection.exec_driver_sql("PRAGMA writable_schema = ON")
+    for table in _TABLES:
+        connection.exec_driver_sql("DELETE FROM sqlite_master WHERE name = ? AND type = 'table'", (table,))
+    connection.exec_driver_sql("PRAGMA writable_schema = RESET")
+
+
+def _parts(connection: Any, table: str) -> list[str]:
+    """The plain tables that are there of those in which FTS5 keeps ``table``."""
+    names = {name for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    parts = (f"{table}_{part}" for part in ("content", "data", "docsize", "idx", "config"))
+    return [part for part in parts if part in names]
+
+
+def rewrite(connection: Any) -> None:
+    """Write the tables anew as one piece each, without the words of what was deleted."""
+    for table in _TABLES:
+        connection.exec_driver_sql(f"INSERT INTO {table}({table}) VALUES ('optimize')")
+
+
+def check(connection: Any) -> None:
+    """Let FTS5 hold its index against the texts in it; raises the database's error if they differ."""
+    for table in _TABLES:
+        connection.exec_driver_sql(f"INSERT INTO {table}({table}) VALUES ('integrity-check')")

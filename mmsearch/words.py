@@ -1,0 +1,222 @@
+"""What the words of a question say beside its meaning: how much likelier a passage or a file is that holds them.
+
+A vector knows what a text is about and not which number, name or code stands in it. The words know that, and little
+else: two captions that share "dog" are hardly likelier to be about the same picture, beyond what their vectors say. So
+a word counts by how rare it is. If a share p of all other passages holds it, -ln p is its *surprise*. Measured on the
+captions of Flickr8k's dev split (``benchmarks/words.py``), a shared word adds nothing to the log-odds of a match up to
+a surprise of 4.6 (one passage in a hundred), and from there on 0.8 for each nat. With S the surprise of the whole
+question and s that of the words that a passage holds, f = Σs / S is the share of the question that it covers, and
+
+    gain = f · Σ slope · max(0, s - hinge · (1 - f⁴))
+
+Half of a question lifts little; a question of one rare word, all of which a passage holds, lifts by all its surprise.
+What the vector has said already is not counted twice: odds o become o · (1 + (e^gain - 1) / (1 + o / c)), with c one in
+ten. A code such as "2024-113" is nothing to a vector, and has no hinge; and what holds all of a question is taken to be
+at least as likely as anything before its words are counted (one in a thousand), whatever its vector says: that of a
+picture is far from its file name.
+
+The share p is that of the library together with a thousand passages of everyday English: in a library of twenty files a
+word is not common because one of them holds it. Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009), in
+whose place this stands, knows ranks only, so that "dog" lifts as much as a number, and what it gives is no probability;
+the benchmark measures both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+from indexer.catalogue import Reader
+from indexer.records import PieceRow
+from indexer.words import Phrase, match_all, phrases
+
+HINGE = 4.6
+"""Surprise, in nats, up to which a word of a longer question says nothing."""
+SLOPE = 0.8
+"""Log-odds for each nat above it."""
+CODE_SLOPE = 0.9
+"""Log-odds for each nat of a code, from the first on."""
+COVERED = 4
+"""The power of the covered share by which the hinge goes down."""
+PRIOR = math.log(1 / 999)
+"""Log-odds of anything before it is looked at, as ``mmsearch.calibration`` has them."""
+KNOWN = math.log(0.1)
+"""Log-odds from which on the vector has said already what shared words would say again."""
+EVERYDAY = 1000
+"""Passages of everyday English that are counted with those of the library."""
+DEPTH = 1000
+"""A word that more passages, or names, hold than this is taken for one that says nothing."""
+GAINERS = 300
+"""Passages, and files, that may gain by one question: those that hold the most of it."""
+MOST_PHRASES = 32
+"""Of a question; what is said after them is left to the vectors."""
+FIRST_PIECES = 64
+"""Pieces of a file, from its beginning, of which the best may gain by its name."""
+
+_PASSAGE = 6.0
+"""Chance of the r-th most common word to be in a passage of everyday English: 1 - exp(-6 / r), after Zipf's law."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A phrase of a question, who holds it, and how surprising that is.
+
+    ``texts`` are the passages that hold it and ``names`` the files whose names do; both are empty for a phrase that is
+    too common to be looked for. ``most`` is the surprise with which it counts in the whole question.
+    """
+
+    code: bool
+    texts: np.ndarray
+    names: np.ndarray
+    in_text: float
+    in_name: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What words speak for: P pieces, and what each holds of the W phrases of a question, as surprises.
+
+    Attributes:
+        in_text: ``(P, W)`` of the phrases in the text of a piece, 0 for one that is not there.
+        in_name: ``(P, W)`` of those in the name of its file.
+        codes: ``(W,)`` which phrases are codes.
+        total: the surprise of the whole question.
+    """
+
+    pieces: Sequence[PieceRow]
+    in_text: np.ndarray
+    in_name: np.ndarray
+    codes: np.ndarray
+    total: float
+
+    def only(self, kept: np.ndarray) -> Evidence:
+        """The same for those pieces that are ``kept`` ``(P,)``."""
+        pieces = [piece for piece, keep in zip(self.pieces, kept.tolist(), strict=True) if keep]
+        return replace(self, pieces=pieces, in_text=self.in_text[kept], in_name=self.in_name[kept])
+
+    def gains(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each piece gains ``(P,)``, and in how far it holds the whole question ``(P,)``; see ``raised``.
+
+        The name of a file counts for its best piece alone, so that a long text of that name does not fill the list;
+        ``logits`` ``(P,)`` say which that is without.
+        """
+        held = np.maximum(self.in_text, self.in_name)
+        with_name = raised(logits, *self._gain(held))  # (P,)
+        best: dict[int, int] = {}
+        for i, piece in enumerate(self.pieces):
+            j = best.setdefault(piece.asset_id, i)
+            if with_name[i] > with_name[j]:
+                best[piece.asset_id] = i
+        chosen = np.isin(np.arange(len(logits)), list(best.values()))
+        return self._gain(np.where(chosen[:, None], held, self.in_text))
+
+    def _gain(self, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        covered = np.minimum(held.sum(axis=1) / self.total, 1)  # (P,)
+        whole = covered**COVERED
+        hinge = np.where(self.codes, 0, HINGE * (1 - whole[:, None]))  # (P, W)
+        slope = np.where(self.codes, CODE_SLOPE, SLOPE)  # (W,)
+        return covered * np.sum(slope * np.maximum(held - hinge, 0), axis=1), whole
+
+
+def raised(logits: np.ndarray, gains: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Log-odds ``(P,)`` with what words add to them: all of it below ``KNOWN``, less and less above."""
+    floor = logits + whole * np.maximum(PRIOR - logits, 0)
+    return np.asarray(floor + np.log1p(np.expm1(gains) / (1 + np.exp(floor - KNOWN))))
+
+
+def evidence(reader: Reader, question: str, totals: tuple[int, int]) -> Evidence | None:
+    """What the words of ``question`` speak for among all items; None if they say nothing.
+
+    Args:
+        totals: how many passages and how many names there are, ``Reader.word_totals``.
+    """
+    weighed = weigh(reader, question, totals)
+    looked = [one for one in weighed if len(one.texts) or len(one.names)]
+    if not looked:
+        return None
+    texts = _most([(one.texts, one.in_text) for one in looked])
+    names = _most([(one.names, one.in_name) for one in looked])
+    pieces = reader.pieces(ids=texts, of=names, first=FIRST_PIECES)
+    ids = np.array([piece.id for piece in pieces])
+    assets = np.array([piece.asset_id for piece in pieces])
+    in_text = np.stack([np.isin(ids, one.texts) * one.in_text for one in looked], axis=1)  # (P, W)
+    in_name = np.stack([np.isin(assets, one.names) * one.in_name for one in looked], axis=1)  # (P, W)
+    codes = np.array([one.code for one in looked])
+    total = sum(one.most for one in weighed)
+    return Evidence(pieces, in_text, in_name, codes, total)
+
+
+def _most(held: Sequence[tuple[np.ndarray, float]]) -> list[int]:
+    """The numbers, at most ``GAINERS``, that hold most of what is asked: of phrases (who holds it, its surprise)."""
+    numbers = np.unique(np.concatenate([holders for holders, _ in held]))
+    mass = np.zeros(len(numbers))
+    for holders, said in held:
+        mass[np.searchsorted(numbers, holders)] += said
+    return [int(number) for number in numbers[np.lexsort((numbers, -mass))[:GAINERS]]]
+
+
+def weigh(reader: Reader, question: str, totals: tuple[int, int]) -> list[Weighed]:
+    """The phrases of a question; joined words that nobody holds so count one by one."""
+    nobody = np.zeros(0, dtype=np.int64)
+    found: list[Weighed] = []
+    waiting = phrases(question)[:MOST_PHRASES]
+    while waiting:
+        phrase = waiting.pop(0)
+        code, everyday = is_code(phrase), _everyday(phrase)
+        if not code and -math.log(everyday) <= HINGE:
+            found.append(Weighed(code, nobody, nobody, 0.0, 0.0, -math.log(everyday)))
+            continue
+        match = match_all([phrase])
+        holders = [reader.texts_with(match, DEPTH + 1), reader.names_with(match, DEPTH + 1)]
+        if len(phrase) > 1 and not any(map(len, holders)):
+            waiting = [(word,) for word in phrase] + waiting
+            continue
+        # Of a word that more hold than are counted, the surprise is at most so much.
+        said = [surprise(len(some), total, everyday) for some, total in zip(holders, totals, strict=True)]
+        least = 0.0 if code else HINGE
+        for i, some in enumerate(holders):
+            if len(some) > DEPTH or said[i] <= least:
+                holders[i] = nobody
+        most = max((s for s, some in zip(said, holders, strict=True) if len(some)), default=min(said))
+        found.append(Weighed(code, holders[0], holders[1], said[0], said[1], most))
+    return found
+
+
+def surprise(holders: int, total: int, everyday: float) -> float:
+    """-ln of the share of others that hold what ``holders`` of ``total`` hold.
+
+    Where the library alone shows that it is common there (by two standard deviations), its share there counts.
+
+    >>> round(surprise(1, 20, 0.001), 2), round(surprise(17, 20, 0.001), 2)
+    (6.93, 0.92)
+    """
+    others = max(holders - 1, 0)
+    surely = max(others - 2 * math.sqrt(others), 0) / max(total, 1)
+    share = max(surely, (others + EVERYDAY * everyday) / (total + EVERYDAY))
+    return -math.log(min(share, 1.0))
+
+
+def is_code(phrase: Phrase) -> bool:
+    """Whether a phrase is a number or a mark that a vector knows nothing of: three digits at least, or digits joined to
+    letters or to other digits, as in "2024-113", "A4711" and "7/12"."""
+    digits = sum(c.isdigit() for word in phrase for c in word)
+    return digits >= 3 or (digits > 0 and sum(map(len, phrase)) > digits) or (digits > 1 and len(phrase) > 1)
+
+
+def _everyday(phrase: Phrase) -> float:
+    """The share of everyday passages that hold a phrase; one in ``EVERYDAY`` where nothing is known of it."""
+    rank = _ranks().get(phrase[0].lower()) if len(phrase) == 1 else None
+    return max(1 - math.exp(-_PASSAGE / rank), 1 / EVERYDAY) if rank else 1 / EVERYDAY
+
+
+@cache
+def _ranks() -> dict[str, int]:
+    """The most common words of English, from 1 on."""
+    text = resources.files("mmsearch").joinpath("common_words.txt").read_text(encoding="ascii")
+    return {word: rank for rank, word in enumerate(text.split(), 1)}
