@@ -21,11 +21,19 @@ import mmsearch
 QUESTIONS = ("a dog runs through the snow", "two people on a bench", "a red car", "children play in water", "a crowd")
 
 
-def answers(index: Path) -> list[list[tuple[str, float]]]:
-    """Names and scores of the best ten for each question."""
+def answers(index: Path) -> list[list[tuple[object, ...]]]:
+    """Names, places and scores of the best ten for each question."""
     with mmsearch.open(index) as library:
         lists = [library.query(question, k=10) for question in QUESTIONS]
-    return [[(hit.path.name if hit.path else "", round(hit.score, 4)) for hit in hits] for hits in lists]
+    return [
+        [(hit.path.name if hit.path else "", hit.page, hit.start, round(hit.score, 4)) for hit in hits]
+        for hits in lists
+    ]
+
+
+def held_by(library: mmsearch.Library) -> int:
+    """Pieces of every kind."""
+    return sum(library.status().items.values())
 
 
 def main() -> None:
@@ -51,7 +59,7 @@ def main() -> None:
             if run.poll() is not None:  # everything is indexed: take a part out, so that there is work to interrupt
                 with mmsearch.open(index) as library:
                     library.remove(*rng.sample(sorted(photos.iterdir()), options.files // 2))
-                    held = library.status().items["image"]
+                    held = held_by(library)
                 continue
             run.kill()
             run.wait()
@@ -60,7 +68,7 @@ def main() -> None:
                 continue
             with mmsearch.open(index) as library:
                 report = library.verify()
-                now = library.status().items["image"]
+                now = held_by(library)
             if not report.sound or now < held:
                 losses += 1
                 print(f"kill {kills}: {held} held before, {now} after, {report}", file=sys.stderr)

@@ -6,6 +6,7 @@ This is the only module that imports sqlalchemy, and it does the writing; what i
     token_format   whose image tokens the index holds; one row or none
     assets         a file, or an object added from memory
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
+    ocr_read       assets in whose pictures text was looked for, whether or not there is any
     skipped        a file that could not be read, with the reason; not tried again until it changes
     freed          rows whose piece is gone and whose bytes must be, or are, zeros
     words, names   what is searched word by word, see ``indexer.words``; absent where SQLite lacks FTS5
@@ -95,6 +96,11 @@ ITEMS = sa.Table(
     sa.UniqueConstraint("modality", "row"),
     sa.UniqueConstraint("asset_id", "ordinal"),
     sqlite_autoincrement=True,
+)
+OCR_READ = sa.Table(
+    "ocr_read",
+    _METADATA,
+    sa.Column("asset_id", sa.Integer, sa.ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True),
 )
 SKIPPED = sa.Table(
     "skipped",
@@ -240,6 +246,10 @@ class Writer(Reader):
             words.put_name(self._plain, int(key[0]), asset.path or asset.key or "")
         return int(key[0])
 
+    def mark_ocr_read(self, asset_id: int) -> None:
+        """Say that text was looked for in the pictures of an asset."""
+        self._connection.execute(sa.insert(OCR_READ).values(asset_id=asset_id))
+
     def change_asset(self, asset_id: int, asset: Asset) -> None:
         """Give an asset another path or stamp; its items stay as they are."""
         before = self.asset(asset_id)
@@ -314,6 +324,7 @@ class Writer(Reader):
                 words.remove(self._plain, texts, chunk)
                 self._leave_traces()
             self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.asset_id.in_(chunk)))
+            self._connection.execute(sa.delete(OCR_READ).where(OCR_READ.c.asset_id.in_(chunk)))
             self._connection.execute(sa.delete(ASSETS).where(ASSETS.c.id.in_(chunk)))
         for modality, rows in freed.items():
             self.free(modality, rows)

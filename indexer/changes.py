@@ -26,7 +26,8 @@ class Put:
 
     With ``extends`` the pieces are further ones of an asset that is already there. ``ordinals`` are their places in the
     file, rising; 0, 1, … if not given. ``complete`` says that they are the last. ``tokens`` are the packed image tokens
-    ``(P, row_bytes)`` of pieces that are seen, in the format of the index; None where they have none.
+    ``(P, row_bytes)`` of pieces that are seen, in the format of the index; None where they have none. ``ocr`` says that
+    text was looked for in the pictures of a new asset.
     """
 
     asset: Asset
@@ -37,6 +38,7 @@ class Put:
     ordinals: Sequence[int] | None = None
     complete: bool = True
     tokens: Sequence[np.ndarray | None] | np.ndarray | None = None
+    ocr: bool = False
 
 
 @dataclass(frozen=True, slots=True)

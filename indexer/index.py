@@ -5,6 +5,7 @@
     vectors/image-00001.f32    the rows, one file for each modality; the number is the generation
     vectors/image-00001.tokens the image tokens of the same rows, of pictures and of clips, where the index holds any
     text/                      the model's text tower, for questions; derived, see ``indexer.text_tower``
+    lists/image-00001.json     what spares a large index from scanning all vectors; derived, see ``indexer.lists``
     lock                       held by the one process that writes
 
 A folder of format 1 has no tokens and a catalogue that knows nothing of them, one of format 2 has no videos. It is
@@ -29,6 +30,8 @@ import numpy as np
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
+from indexer.gpu import GpuSearch
+from indexer.lists import Lists, header_path, open_lists, read_recall
 from indexer.reader import ReadCatalogue, Reader
 from indexer.records import State
 from indexer.tokens import TokenFile, token_checksum, token_path, unpack
@@ -114,6 +117,8 @@ class Index:
         self.catalogue = ReadCatalogue(folder / "catalogue.db")
         self._view: _View | None = None
         self._view_lock = threading.Lock()
+        self._lists: dict[Path, tuple[tuple[int, int], Lists | None]] = {}
+        self._gpu: dict[Path, GpuSearch] | None = None
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -170,12 +175,18 @@ class Index:
         """Let go of the database and the mapped files."""
         self.catalogue.close()
         self._view = None
+        self._lists.clear()
 
     def __enter__(self) -> Index:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def search_on_gpus(self) -> None:
+        """Answer questions without a filter on the GPUs, where there are any; see ``indexer.gpu``."""
+        self._gpu = {}
+        self._view = None
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -207,7 +218,13 @@ class Index:
                 for m, rows in state.rows.items():
                     path = vector_path(self.folder, m, state.generation)
                     vectors[m] = VectorFile(path, self.manifest.dim, rows)
+                    vectors[m].lists = self._open_lists(m, state.generation)
+                    if self._gpu is not None:
+                        vectors[m].gpu = self._gpu.setdefault(path, GpuSearch())
                     vectors[m].matrix()  # mapped now: a mapped file stays readable when a compaction removes it
+                if self._gpu is not None:  # copies of an older generation make room
+                    current = {file.path for file in vectors.values()}
+                    self._gpu = {path: copy for path, copy in self._gpu.items() if path in current}
                 token_files = {}
                 if state.tokens is not None:
                     for m in VISUAL:
@@ -216,6 +233,21 @@ class Index:
                         token_files[m].matrix()
                 view = self._view = _View(state, vectors, {m: reader.freed(m) for m in vectors}, token_files, {})
             return view
+
+    def _open_lists(self, modality: Modality, generation: int) -> Lists | None:
+        """The lists of one modality; those that were open already, if their header is still the same file."""
+        path = header_path(self.folder, modality, generation)
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        stamp = (status.st_ino, status.st_mtime_ns)
+        kept = self._lists.get(path)
+        if kept is None or kept[0] != stamp:
+            kept = self._lists[path] = (stamp, open_lists(self.folder, modality, generation, self.manifest.dim))
+        if kept[1] is not None:
+            kept[1].recall = read_recall(self.folder)
+        return kept[1]
 
     @contextmanager
     def writing(self) -> Iterator[IndexWriter]:

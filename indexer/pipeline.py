@@ -21,9 +21,10 @@ import numpy as np
 
 from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
-from indexer.decode import FPS, iter_passages
+from indexer.decode import FPS, iter_passages, reads_ocr
+from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
-from indexer.embedding import Embed, check_same_model, embedding
+from indexer.embedding import Embed, check_same_model, embedding, encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError, UsageError
 from indexer.index import Index
@@ -65,6 +66,7 @@ def update(
     max_text_bytes: int = MAX_TEXT_BYTES,
     fps: float = FPS,
     compressor: Compressor | None = None,
+    ocr: Ocr | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> UpdateReport:
     """Make ``index`` say what the folders and files ``roots`` hold.
@@ -80,6 +82,8 @@ def update(
     or is a copy of what the index has, keeps the tokens that are there, or their absence.
 
     Of a video at most ``fps`` frames a second are looked at.
+    With ``ocr`` the text in pictures and on scanned pages of PDFs is read too, also of those files that are in the
+    index and of which it was never read. Without it, what was read stays.
 
     Raises:
         UsageError: a root does not exist.
@@ -90,7 +94,7 @@ def update(
     """
     started = time.monotonic()
     with index.writing() as writer:
-        run = _Run(writer, encoder, max_text_bytes, fps, progress)
+        run = _Run(writer, encoder, max_text_bytes, fps, ocr, progress)
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
@@ -163,12 +167,14 @@ class _Run:
         encoder: Encoder,
         max_text_bytes: int,
         fps: float,
+        ocr: Ocr | None,
         progress: Callable[[Progress], None],
     ) -> None:
         self.writer = writer
         self.encoder = encoder
         self.max_text_bytes = max_text_bytes
         self._fps = fps
+        self.ocr = ocr
         self.progress = progress
         self.todo: list[Found] = []
         self._stamps: dict[str, Stamp] = {}
@@ -182,6 +188,7 @@ class _Run:
         self._claimed: set[int] = set()
         self._pictures: list[tuple[Read, np.ndarray]] = []
         self._sent: deque[tuple[list[Read], Future[list[Embedded]]]] = deque()
+        self._unread: set[str] = set()
         self._done = 0
 
     # -- what is to be done ------------------------------------------------------------------------------------------
@@ -198,7 +205,10 @@ class _Run:
                 continue
             seen.add(found.path)
             stamp = self._stamps.get(found.path)
-            if stamp is None or not stamp.complete or (stamp.size, stamp.mtime_ns) != (found.size, found.mtime_ns):
+            if self.ocr and stamp and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
+                self._unread.add(found.path)  # its content is known, the text in its pictures is not
+                self.todo.append(found)
+            elif stamp is None or not stamp.complete or (stamp.size, stamp.mtime_ns) != (found.size, found.mtime_ns):
                 self.todo.append(found)
             elif stamp.asset_id is None:
                 self._skipped_before += 1
@@ -241,7 +251,10 @@ class _Run:
         self.flush_changes()
 
     def _read(self, found: Found) -> Read:
-        return read_file(found, self.encoder, lambda digest: digest not in self._digests, self.max_text_bytes)
+        unread = found.path in self._unread
+        return read_file(
+            found, self.encoder, lambda digest: unread or digest not in self._digests, self.max_text_bytes, self.ocr
+        )
 
     # -- storing, in the main thread ---------------------------------------------------------------------------------
 
@@ -319,15 +332,22 @@ class _Run:
     def _store_pictures(self) -> None:
         """Commit the oldest batch of pictures that the model was given, once it is done with it."""
         reads, result = self._sent.popleft()
-        for read, embedded in zip(reads, result.result(), strict=True):
+        of_pictures = result.result()
+        of_texts = iter(encode_each(self.encoder.encode_texts, [text.text for read in reads for text in read.texts]))
+        for read, embedded in zip(reads, of_pictures, strict=True):
+            texts = [(text, next(of_texts)) for text in read.texts]
             old = self.old(read.found.path)
             if isinstance(embedded, str):
                 self.skip(read, embedded, old)
                 continue
             vector, tokens = embedded
-            self._queue(Put(_asset(read), [Piece(Modality.IMAGE)], vector[None], old, tokens=_one_row(tokens)))
+            sound = [(text, one) for text, one in texts if not isinstance(one, str)]
+            pieces = [Piece(Modality.IMAGE), *(Piece(Modality.TEXT, t.span, t.text, t.source) for t, _ in sound)]
+            vectors = np.stack([vector, *(one for _, one in sound)])
+            put = Put(_asset(read), pieces, vectors, old, tokens=[tokens, *(None for _ in sound)])
+            self._queue(replace(put, ocr=self.ocr is not None))
             self._counts["updated" if old else "added"] += 1
-            self._counts["items"] += 1
+            self._counts["items"] += len(pieces)
         self.flush_changes()
         self._digests.update(read.digest for read in reads)
 
@@ -339,7 +359,8 @@ class _Run:
         if stamp is None or stamp.asset_id is None or stamp.complete:
             return None
         with self.writer.catalogue.read() as reader:
-            return stamp.asset_id if reader.asset(stamp.asset_id).digest == read.digest else None
+            same = reader.asset(stamp.asset_id).digest == read.digest and stamp.ocr == (self.ocr is not None)
+            return stamp.asset_id if same else None
 
     def old(self, path: str) -> list[int]:
         """The assets that stand under ``path`` now and must go when something else takes their place."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from indexer import words
 from indexer.errors import IndexDamaged, StorageError, UsageError
+from indexer.extras import PIP_INSTALL
 from indexer.records import Filter, ItemRow, NewItem, PieceRow, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
@@ -156,11 +157,14 @@ class Reader:
         stamps: dict[str, Stamp] = {}
         for chunk in chunks(under, UNDER_CHUNK):
             where, values = _below("path", chunk)
-            for path, size, mtime_ns in self._all(f"SELECT path, size, mtime_ns FROM skipped WHERE {where}", values):
-                stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, True)
-            query = f"SELECT path, id, size, mtime_ns, complete FROM assets WHERE {where}"
-            for path, asset_id, size, mtime_ns, complete in self._all(query, values):
-                stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, bool(complete))
+            query = f"SELECT path, size, mtime_ns, reason FROM skipped WHERE {where}"
+            for path, size, mtime_ns, reason in self._all(query, values):
+                # What lacked a package is tried again: that it was installed since does not show in the file.
+                stamps[os.fsdecode(path)] = Stamp(None, size, mtime_ns, PIP_INSTALL not in reason)
+            read = "id IN (SELECT asset_id FROM ocr_read)"
+            query = f"SELECT path, id, size, mtime_ns, complete, {read} FROM assets WHERE {where}"
+            for path, asset_id, size, mtime_ns, complete, ocr in self._all(query, values):
+                stamps[os.fsdecode(path)] = Stamp(asset_id, size, mtime_ns, bool(complete), bool(ocr))
         return stamps
 
     def digests(self) -> set[bytes]:
@@ -207,6 +211,19 @@ class Reader:
         """Place and span of the last stored item of an asset; None if it has none."""
         query = f"SELECT ordinal, {_PLACE} FROM items WHERE asset_id = ? ORDER BY ordinal DESC LIMIT 1"
         return next(((ordinal, _span(place)) for ordinal, *place in self._all(query, (asset_id,))), None)
+
+    def page_begins(self, asset_id: int, page: int) -> int:
+        """The place of the first stored item of a page."""
+        query = "SELECT min(ordinal) FROM items WHERE asset_id = ? AND page = ?"
+        return int(self._column(query, (asset_id, page))[0] or 0)
+
+    def known_paths(self, paths: Sequence[str]) -> list[str]:
+        """Those of ``paths`` that are files in the index, in the order given."""
+        known: set[bytes] = set()
+        names = list(map(os.fsencode, paths))
+        for chunk in chunks(names):
+            known.update(self._column(f"SELECT path FROM assets WHERE path IN {_marks(chunk)}", chunk))
+        return [path for path, name in zip(paths, names, strict=True) if name in known]
 
     def kinds_of(self, modality: Modality) -> frozenset[Modality]:
         """What the files are that have items of ``modality``."""

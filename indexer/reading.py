@@ -7,9 +7,10 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -17,12 +18,15 @@ import numpy as np
 from indexer.decode import (
     TEXT_EXTENSIONS,
     VIDEO_EXTENSIONS,
+    Passage,
     decode_image,
     is_moving,
     is_picture,
     still,
     stream_suffix,
 )
+from indexer.decode.captions import iter_captions
+from indexer.decode.ocr import MAX_SIDE, Ocr, read_picture
 from indexer.discover import Found
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
@@ -40,13 +44,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A file as a reading thread leaves it: exactly one of the last four is set, or none for a text."""
+    """A file as a reading thread leaves it: ``unwanted``, ``prepared``, ``fault`` or ``vanished``, or none for a text.
+
+    ``texts`` are those that belong to a picture: what its file says of it, and what was read in it.
+    """
 
     found: Found
     digest: bytes = b""
     taken: float | None = None
     unwanted: bool = False
     prepared: np.ndarray | None = None  # (C, H, W)
+    texts: Sequence[Passage] = ()
     fault: str | None = None
     vanished: bool = False
 
@@ -71,14 +79,20 @@ def read_ahead(read: Callable[[T], Read], todo: Iterable[T]) -> Generator[Read, 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_file(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int) -> Read:
+def read_file(
+    found: Found,
+    encoder: Encoder,
+    wanted: Callable[[bytes], bool],
+    max_text_bytes: int,
+    ocr: Ocr | None = None,
+) -> Read:
     """Read one file to the point where the model takes over; runs in a thread and raises nothing for a bad file.
 
     Of a file whose content is not ``wanted``, by its digest, nothing is decoded.
     """
     try:
         for _ in range(2):  # a file that changes under our eyes gets a second look
-            read = _read_once(found, encoder, wanted, max_text_bytes)
+            read = _read_once(found, encoder, wanted, max_text_bytes, ocr)
             if read is not None:
                 return read
             now = os.stat(found.path)
@@ -122,7 +136,9 @@ def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes) -> Rea
         return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
 
 
-def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int) -> Read | None:
+def _read_once(
+    found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int, ocr: Ocr | None
+) -> Read | None:
     """None if the file changed meanwhile."""
     with open_regular(found.path) as file:
         before = os.fstat(file.fileno())
@@ -148,7 +164,12 @@ def _read_once(found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], 
         if is_animated(data):
             return Read(replace(found, modality=Modality.VIDEO), digest)
     decoded = decode_image(data, size=encoder.image_size)
-    return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image))
+    texts = iter_captions(data, encoder.max_tokens, encoder.count_tokens)
+    if ocr is not None:
+        # Once more, larger: letters are lost long before a face is.
+        large = decode_image(data, size=MAX_SIDE // 2).image
+        texts = chain(texts, read_picture(ocr, large, encoder.max_tokens, encoder.count_tokens))
+    return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image), texts=tuple(texts))
 
 
 def _by_content(found: Found, file: BinaryIO) -> Found:

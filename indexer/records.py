@@ -31,6 +31,8 @@ class Stamp:
     size: int
     mtime_ns: int
     complete: bool
+    ocr: bool = False
+    """Whether text was looked for in its pictures."""
 
 
 @dataclass(frozen=True, slots=True)

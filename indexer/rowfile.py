@@ -7,11 +7,17 @@ nothing names was cut off by a crash or belongs to something removed, and holds 
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
 
 from indexer.errors import IndexDamaged, StorageError
+
+_READ_FROM = 50_000_000
+"""Bytes from which on a file is large enough not to be mapped whole by and by."""
+_READ_MOST = 4096
+"""Rows up to which reading them one by one is about as quick as copying them out of the map."""
 
 
 class RowFile:
@@ -35,6 +41,7 @@ class RowFile:
         self.width = width
         self.rows = rows
         self._map: np.ndarray | None = None
+        self._descriptor: int | None = None
         try:
             size = _size(path)
             if write:
@@ -114,8 +121,21 @@ class RowFile:
             self.overwrite(rows, np.broadcast_to(np.zeros(1, self.dtype), (len(rows), self.width)))
 
     def fetch(self, rows: np.ndarray) -> np.ndarray:
-        """The values ``(R, width)`` of these rows ``(R,)``, as a copy."""
-        return np.array(self.matrix()[rows])
+        """The values ``(R, width)`` of these rows ``(R,)``, as a copy.
+
+        Few of many are read, not taken from the map: the system maps some 64 KB and more around every row that is
+        touched, and a process that answers questions would come to hold the whole file.
+        """
+        matrix = self.matrix()
+        if len(rows) > _READ_MOST or self._descriptor is None or len(matrix) * self.row_bytes < _READ_FROM:
+            return np.array(matrix[rows])
+        values = np.empty((len(rows), self.width), self.dtype)
+        for value, row in zip(values, rows.tolist(), strict=True):
+            if not 0 <= row < len(matrix):
+                raise IndexError(f"row {row} of {len(matrix)} in {self.path}")
+            if os.preadv(self._descriptor, [value.data], row * self.row_bytes) != self.row_bytes:
+                return np.array(matrix[rows])
+        return values
 
     def matrix(self) -> np.ndarray:
         """All rows, ``(N, width)``, read-only and mapped: nothing is read until it is used."""
@@ -124,6 +144,9 @@ class RowFile:
                 return np.empty((0, self.width), dtype=self.dtype)
             try:
                 self._map = np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.present, self.width))
+                if self._descriptor is None and hasattr(os, "preadv"):
+                    self._descriptor = os.open(self.path, os.O_RDONLY)
+                    weakref.finalize(self, os.close, self._descriptor)
             except FileNotFoundError:
                 self.missing = self.rows
                 return np.empty((0, self.width), dtype=self.dtype)

@@ -17,6 +17,7 @@ import numpy as np
 
 from indexer.changes import Piece, Put, Remove
 from indexer.decode import Passage, Picture, Source, decode, stream_suffix
+from indexer.decode.ocr import Ocr
 from indexer.embedding import encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
@@ -34,6 +35,7 @@ class Run(Protocol):
 
     writer: IndexWriter
     encoder: Encoder
+    ocr: Ocr | None
 
     def begun(self, read: Read) -> int | None:
         """The asset that an interrupted run began to write of this very content under this path, if any."""
@@ -72,6 +74,7 @@ class _File:
     replaces: list[int]
     asset_id: int | None
     last: Span | None
+    page_begins: int
     seen: int
     """Pieces that came out of the decoder, now or in the run that was interrupted."""
     stored: int
@@ -139,11 +142,13 @@ class Streams:
         """A new file, or the rest of one that an interrupted run began."""
         asset = self._run.asset(read)
         asset_id = self._run.begun(read)
-        file = _File(read, asset, self._run.old(read.found.path), None, None, 0, 0)
+        file = _File(read, asset, self._run.old(read.found.path), None, None, 0, 0, 0)
         if asset_id is not None:
             with self._run.writer.catalogue.read() as reader:
                 last = reader.last_item(asset_id)
-            file = _File(read, asset, [], asset_id, None, 0, 0)
+                page = None if last is None or last[1] is None else last[1].page
+                page_begins = 0 if page is None else reader.page_begins(asset_id, page)
+            file = _File(read, asset, [], asset_id, None, page_begins, 0, 0)
             if last is not None:
                 file.seen = file.stored = last[0] + 1
                 file.last = last[1]
@@ -164,6 +169,8 @@ class Streams:
             lambda reason: self._run.partly(path, reason),
             file.stored,
             file.last,
+            file.page_begins,
+            self._run.ocr,
             self._fps,
         )
         try:
@@ -218,7 +225,8 @@ class Streams:
         for file, embedded in zip(files, made, strict=True):
             file.waiting = []
             if embedded or file.asset_id is not None:
-                puts.append((file, _put(file, embedded, self._run.encoder.dim)))
+                put = _put(file, embedded, self._run.encoder.dim)
+                puts.append((file, replace(put, ocr=self._run.ocr is not None)))
             elif file.done:
                 self._run.skip(file.read, "the model takes nothing of it", file.replaces)
         for (file, put), asset_id in zip(puts, self._run.writer.apply([put for _, put in puts]), strict=True):

@@ -1,19 +1,21 @@
-"""Vectors on disk: append-only files of float32 unit rows, mapped into memory and searched exactly by FAISS.
+"""Vectors on disk: append-only files of float32 unit rows, and the search among them.
 
-A file is a ``RowFile`` of ``(N, D)`` little-endian float32.
-
-This is the only module that imports faiss.
+A file is a ``RowFile`` of ``(N, D)`` little-endian float32. While it is small all of it is scanned; a large one has
+``Lists`` beside it, of which a question looks into some, and only what is newer than those is scanned.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from indexer.errors import ModelError, StorageError, UsageError
+from indexer.errors import ModelError, UsageError
+from indexer.exact import candidates, rank
+from indexer.gpu import GpuSearch
+from indexer.lists import Lists
 from indexer.rowfile import RowFile
 from indexer.types import Modality
 
@@ -23,8 +25,8 @@ UNIT_TOLERANCE = 1e-3
 _GATHER_FRACTION = 0.1
 """Below this share of allowed rows, copying them out and searching the copy beats testing every row of the file."""
 
-_TIE_SLACK = 16
-"""Rows fetched beyond k, so that ties at the end of the list are seen without a second search."""
+_FEW = 2048
+"""So many allowed rows are copied out and searched exactly even where there are lists."""
 
 
 def check_vectors(vectors: np.ndarray, dim: int, source: str) -> np.ndarray:
@@ -68,6 +70,10 @@ class VectorFile(RowFile):
         """
         super().__init__(path, "<f4", dim, rows, write=write)
         self.dim = dim
+        self.lists: Lists | None = None
+        """What spares a question most of the file; they need not cover its newest rows."""
+        self.gpu: GpuSearch | None = None
+        """A copy of the rows on GPUs, where that was asked for."""
 
     def add(self, vectors: np.ndarray) -> np.ndarray:
         """Append ``(B, D)`` unit rows, fsync, and return their row numbers ``(B,)``.
@@ -80,13 +86,25 @@ class VectorFile(RowFile):
         return self.append(check_vectors(vectors, self.dim, "the model"))
 
     def search(
-        self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None, dead: np.ndarray | None = None
+        self,
+        queries: np.ndarray,
+        k: int,
+        *,
+        allowed: np.ndarray | None = None,
+        dead: np.ndarray | None = None,
+        probes: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` best rows for each of ``queries`` ``(Q, D)`` by inner product, exactly.
+        """The ``k`` best rows for each of ``queries`` ``(Q, D)`` by inner product.
+
+        Exactly, unless there are ``lists`` and the file is large enough for more than one of them. Then the answers are
+        the exact ones among the rows of the lists that were looked into, and of all rows newer than the lists: each
+        score is right and ties are broken as ever, but a few of the best may be missing (``recall`` of the lists says
+        how many at most, on the whole), and a longer list may hold one that the shorter one missed.
 
         Args:
-            allowed: the rows that may answer, ``(R,)`` sorted; all of them if None.
+            allowed: the rows that may answer, ``(R,)`` sorted; all of them if None. Few of them are searched exactly.
             dead: rows that must not answer, ``(R,)``: the erased ones.
+            probes: look into so many lists, instead of as many as the recall of the lists needs.
 
         Returns:
             ``scores`` float64 ``(Q, k)`` and ``rows`` int64 ``(Q, k)``, best first, ties to the smaller row. Where
@@ -100,89 +118,58 @@ class VectorFile(RowFile):
         queries = np.ascontiguousarray(np.atleast_2d(queries), dtype="<f4")
         if queries.shape[1] != self.dim:
             raise UsageError(f"the question has {queries.shape[1]} numbers, the vectors in {self.path} have {self.dim}")
-        matrix = self.matrix()
-        if allowed is None and dead is not None and len(dead):
-            alive = np.ones(len(matrix), dtype=bool)
-            alive[dead[dead < len(matrix)]] = False
-            allowed = np.flatnonzero(alive)
-        elif allowed is not None and dead is not None and len(dead):
-            allowed = np.setdiff1d(allowed, dead, assume_unique=True)
+        count = len(self.matrix())
+        dead = np.zeros(0, np.int64) if dead is None else dead[dead < count]
         if allowed is not None:
-            allowed = allowed[allowed < len(matrix)]
-        total = len(matrix) if allowed is None else len(allowed)
+            allowed = np.setdiff1d(allowed[allowed < count], dead, assume_unique=True)
         scores = np.full((len(queries), k), -np.inf)  # (Q, k)
         rows = np.full((len(queries), k), -1, dtype=np.int64)  # (Q, k)
-        if total == 0:
-            return scores, rows
-        if allowed is not None and total <= _GATHER_FRACTION * len(matrix):
-            subset, matrix, names = None, np.array(matrix[allowed]), allowed
-        else:
-            subset, names = allowed, None
-        for q, query in enumerate(queries):
-            found = _search_one(query, matrix, min(k, total), total, subset)  # (k',) rows of matrix
-            # Scored again in one order of additions whatever the row's place in the file: equal vectors tie exactly.
-            exact = np.sum(matrix[found].astype(np.float64) * query, axis=1)
-            best = np.lexsort((found, -exact))[: min(k, total)]
-            scores[q, : len(best)] = exact[best]
-            rows[q, : len(best)] = found[best] if names is None else names[found[best]]
+        pools = self._on_gpu(queries, k, dead) if self.gpu is not None and allowed is None else None
+        if pools is None:
+            pools = self._candidates(queries, k, allowed, dead, probes)
+        for q, (query, found) in enumerate(zip(queries, pools, strict=True)):
+            best, where = rank(query, self.fetch(found), found, k)
+            scores[q, : len(best)] = best
+            rows[q, : len(best)] = where
         return scores, rows
+
+    def _on_gpu(self, queries: np.ndarray, k: int, dead: np.ndarray) -> Iterator[np.ndarray] | None:
+        """``_candidates`` from the GPUs, or None if they cannot answer every question."""
+        assert self.gpu is not None
+        pools = []
+        for query in queries:
+            found = self.gpu.candidates(self, query, k, dead)
+            if found is None:
+                return None
+            rows, first = found
+            (new,) = candidates(self.matrix()[first:], query[None], k, dead[dead >= first] - first)
+            pools.append(np.concatenate([rows, new + first]))
+        return iter(pools)
+
+    def _candidates(
+        self, queries: np.ndarray, k: int, allowed: np.ndarray | None, dead: np.ndarray, probes: int | None
+    ) -> Iterator[np.ndarray]:
+        """For each question rows ``(M,)`` among which its answers are."""
+        count = self.present
+        lists = self.lists if self.lists is not None and self.lists.rows <= count else None
+        if allowed is not None and len(allowed) <= max(_FEW, 0 if lists else int(_GATHER_FRACTION * count)):
+            for found in candidates(self.fetch(allowed), queries, k, None):
+                yield allowed[found]
+            return
+        first = 0 if lists is None else lists.rows
+        banned: np.ndarray | None = dead[dead >= first] - first if len(dead) else None
+        if allowed is not None:
+            banned = np.ones(count - first, dtype=bool)
+            banned[allowed[allowed >= first] - first] = False
+        newest = candidates(self.matrix()[first:], queries, k, banned)
+        if lists is None:
+            yield from newest
+            return
+        for query, new in zip(queries, newest, strict=True):
+            old = lists.candidates(query, k, allowed=allowed, dead=dead, probes=probes)
+            yield np.concatenate([old, new + first])
 
     def stats(self) -> dict[str, int]:
         """``rows`` in the file (erased ones counted), ``dim``, and ``bytes`` on disk."""
         size = self.path.stat().st_size if self.path.exists() else 0
         return {"rows": self.rows, "dim": self.dim, "bytes": size}
-
-
-def _search_one(query: np.ndarray, matrix: np.ndarray, k: int, total: int, allowed: np.ndarray | None) -> np.ndarray:
-    """Rows of the ``k`` best of ``total`` allowed ones and of everything that ties with the last of them."""
-    want = min(total, k + _TIE_SLACK)
-    margin = 1e-6 * float(np.linalg.norm(query))
-    while True:
-        scores, rows = _faiss_knn(query[None], matrix, want, allowed)
-        # The same numbers added in another order differ in their last bits: that much is a tie here.
-        tied_to_the_end = scores[0, want - 1] >= scores[0, k - 1] - margin
-        if want == total or not tied_to_the_end:
-            return rows[0]
-        want = min(total, want * 8)
-
-
-def _faiss_knn(
-    queries: np.ndarray, matrix: np.ndarray, k: int, allowed: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Brute force over a mapped matrix, without building an index: ``(Q, k)`` scores and rows."""
-    faiss = import_faiss()
-    scores = np.empty((len(queries), k), dtype=np.float32)
-    rows = np.empty((len(queries), k), dtype=np.int64)
-    selector: Sequence[object] = ()
-    if allowed is not None:
-        flags = np.zeros(len(matrix), dtype=bool)
-        flags[allowed] = True
-        bitmap = np.packbits(flags, bitorder="little")
-        selector = (faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap)),)
-    faiss.knn_inner_product(
-        faiss.swig_ptr(queries),
-        faiss.swig_ptr(matrix),
-        matrix.shape[1],
-        len(queries),
-        len(matrix),
-        k,
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(rows),
-        *selector,
-    )
-    return scores, rows
-
-
-def import_faiss():  # type: ignore[no-untyped-def]  # a module without stubs
-    """The faiss module.
-
-    Raises:
-        StorageError: it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as exc:
-        raise StorageError(
-            'FAISS is not installed; \'pip install "mmsearch[cpu]"\' brings it (or "mmsearch[gpu]" with CUDA)'
-        ) from exc
-    return faiss

@@ -19,6 +19,7 @@ from indexer.catalogue import Catalogue, Writer
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexDamaged, StorageError, UsageError
+from indexer.lists import discard, erase, header_path, open_lists, sweep
 from indexer.records import NewItem
 from indexer.rowfile import RowFile
 from indexer.tokens import TokenFile, TokenFormat, token_checksum, token_path
@@ -78,6 +79,7 @@ class IndexWriter:
         for path in (self.folder / "vectors").iterdir():
             if path.name not in current:
                 path.unlink()
+        sweep(self.folder, self._generation)
 
     def finish(self) -> None:
         """Take the last words of what was removed out of the word search, where SQLite leaves some behind."""
@@ -92,6 +94,7 @@ class IndexWriter:
             return
         for modality, rows in freed.items():
             self._vectors[modality].remove(np.array(rows, dtype=np.int64))
+            erase(self.folder, modality, self._generation, self.dim, np.array(rows, dtype=np.int64))
             if modality in self._tokens:
                 self._tokens[modality].remove(np.array(rows, dtype=np.int64))
         with self.catalogue.write() as writer:
@@ -180,6 +183,8 @@ class IndexWriter:
                 freed = writer.remove_assets(change.replaces)
                 if change.extends is None:
                     asset_id = writer.put_asset(change.asset, complete=change.complete)
+                    if change.ocr:
+                        writer.mark_ocr_read(asset_id)
                 else:
                     asset_id = change.extends
                     if change.complete:
@@ -234,6 +239,11 @@ class IndexWriter:
         self._tokens[modality].overwrite(rows, tokens)
         with self.catalogue.write() as writer:
             writer.set_token_checksums(modality, dict(zip(rows.tolist(), map(token_checksum, tokens), strict=True)))
+            writer.advance({})
+
+    def announce(self) -> None:
+        """Let readers look at the files again: what is derived from the vectors has changed."""
+        with self.catalogue.write() as writer:
             writer.advance({})
 
     def forget_skipped_under(self, under: Sequence[str]) -> int:
@@ -294,6 +304,7 @@ class IndexWriter:
             outlived = np.intersect1d(blank[m], freed[m])
             if len(outlived):
                 repaired.append(f"{len(outlived)} tokens in {tokens.path.name} outlived their picture; erased")
+        repaired.extend(self._drop_damaged_lists())
         lost = self._repair(damaged, orphans, repaired)
         self._erase({m: rows for m, rows in stale.items() if rows})
         owners = {(item.modality, item.row): item.asset_id for item in items}
@@ -303,6 +314,21 @@ class IndexWriter:
                 self._tokens[m].remove(np.array(blank[m], dtype=np.int64))
         self._verify_words(repaired)
         return VerifyReport(len(items), tuple(repaired), tuple(lost))
+
+    def _drop_damaged_lists(self) -> list[str]:
+        """Remove search lists that are not what was written, and say so; the next run makes them again."""
+        dropped = []
+        for m, file in self._vectors.items():
+            path = header_path(self.folder, m, self._generation)
+            lists = open_lists(self.folder, m, self._generation, self.dim)
+            # A file that lost rows will get others in their place, of which the lists know nothing.
+            if file.missing or (lists is not None and lists.faults()):
+                if path.exists():
+                    dropped.append(
+                        f"the search lists beside {path.name} were damaged; the next 'mmsearch index' makes new ones"
+                    )
+                discard(self.folder, m, self._generation)
+        return dropped
 
     def _verify_words(self, repaired: list[str]) -> None:
         """Hold the word search against the passages and names, and make it again if it differs."""

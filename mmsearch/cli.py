@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -99,6 +100,10 @@ def index(
             "--add-tokens", help="Make the image tokens that pictures of the index lack; PATH may be left out."
         ),
     ] = False,
+    ocr: Annotated[
+        bool,
+        typer.Option("--ocr", help="Read the text in pictures and on scanned pages too; seconds for each."),
+    ] = False,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave out, as in .gitignore; repeatable.")
     ] = None,
@@ -106,6 +111,16 @@ def index(
         float, typer.Option(metavar="N", help="Look at so many frames of a second of video, at most.")
     ] = 4.0,
     max_text_mb: Annotated[float, typer.Option(min=0, help="Skip text files above this many megabytes.")] = 20.0,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the best 10 that searching a large index is to find, from now on; else 0.99.",
+        ),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Print what a question costs for which recall; PATH may be left out.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Bring the index to what folders and files hold now.
@@ -115,12 +130,12 @@ def index(
 
     Example: mmsearch index ~/Pictures ~/notes --exclude '*.png'
     """
-    from mmsearch.present import report_lines, tokens_lines
+    from mmsearch.present import report_lines, tokens_lines, tuning_lines
     from mmsearch.progress import ProgressLine
 
     if no_tokens and add_tokens:
         raise UsageError("--no-tokens and --add-tokens exclude each other")
-    tokens, report = None, None
+    tokens, report, tunings = None, None, []
     try:
         with _open(index, model, device, reranker) as library:
             if add_tokens:
@@ -130,7 +145,7 @@ def index(
                 except NoIndex:
                     if not paths:
                         raise  # else a new index has tokens from its first picture on
-            if paths or not add_tokens:
+            if paths or not (add_tokens or tune or recall is not None):
                 with ProgressLine() as progress:
                     report = library.index(
                         *paths or (),
@@ -138,8 +153,15 @@ def index(
                         max_text_bytes=int(max_text_mb * 1e6),
                         fps=fps,
                         tokens=not no_tokens,
+                        ocr=ocr,
+                        recall=recall,
                         progress=progress,
+                        say=_say,
                     )
+            elif recall is not None or tune:
+                library.prepare(recall, _say)
+            if tune:
+                tunings = library.tune()
     except KeyboardInterrupt:
         _say("stopped; what was committed is in the index, and the same command carries on from there")
         raise typer.Exit(1) from None
@@ -150,10 +172,14 @@ def index(
             _say(line)
     if json_:
         values = _report_values(report) if report else {}
-        print(json.dumps(values | ({"tokens": _report_values(tokens)} if tokens else {}), indent=2))
+        values |= {"tokens": _report_values(tokens)} if tokens else {}
+        values |= {"tuning": [asdict(one) for one in tunings]} if tune else {}
+        print(json.dumps(values, indent=2))
     else:
         for *_, summary in lines:
             print(summary)
+        for line in tuning_lines(tunings):
+            print(line)
 
 
 @app.command()

@@ -18,12 +18,13 @@ import numpy as np
 from indexer.embedding import check_same_model
 from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
-from indexer.errors import ModelMismatch, NoIndex, UsageError
+from indexer.errors import IndexBusy, ModelMismatch, NoIndex, StorageError, UsageError
 from indexer.index import Index
 from indexer.text_tower import FOLDER as TEXT_TOWER
 from indexer.tokens import Compressor
 from indexer.types import VISUAL, Modality, Skipped, TokensReport, UpdateReport
 from mmsearch import calibration
+from mmsearch.captioned import with_pictures
 from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.explain import explain_alone, show
@@ -34,6 +35,7 @@ from mmsearch.search import Hits, Searcher, exact_hits
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from indexer.derive import Say, Tuning
     from indexer.pipeline import Addition, Progress
     from indexer.writer import VerifyReport
     from mmsearch.showing import Moment
@@ -66,6 +68,8 @@ class Status:
     """Whose image tokens the index holds, as the reranker is called; None if it holds none."""
     without_tokens: int
     """Pictures and clips that have none."""
+    lists: Mapping[str, int]
+    """Into how many lists a large number of vectors is sorted; a question looks into some. One is scanned whole."""
     skipped: tuple[Skipped, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -135,6 +139,8 @@ class Library:
         self.slower: str | None = None
         """Why questions in words wait for torch; None if they do not, or nobody asked yet."""
         self._device = device
+        if self._index is not None:
+            self._use_gpus(self._index)
         self._asked_reranker = reranker
         self._searcher: Searcher | None = None
         self._searcher_rows = 0
@@ -213,7 +219,10 @@ class Library:
         max_text_bytes: int | None = None,
         fps: float | None = None,
         tokens: bool = True,
+        ocr: bool = False,
+        recall: float | None = None,
         progress: Callable[[Progress], None] = lambda _: None,
+        say: Say = lambda _: None,
     ) -> UpdateReport:
         """Bring the index to what the folders and files ``paths`` hold now; see ``indexer.pipeline.update``.
 
@@ -225,13 +234,18 @@ class Library:
             max_text_bytes: larger texts are skipped; by default 20 MB, ``indexer.pipeline.MAX_TEXT_BYTES``.
             fps: how many frames of a second of video are looked at, at most; by default ``indexer.decode.streams.FPS``.
             tokens: False leaves new pictures without image tokens; they are not reranked.
+            ocr: Read the text in pictures and on scanned pages; seconds for each.
+            recall: as in ``prepare``, which ends the run.
+            say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same.
 
         Raises:
+            UsageError: ``ocr`` without the extra of that name.
             ModelMismatch: the index holds the tokens of another reranker.
-            UsageError: no path, or one that does not exist.
+            UsageError: no path, or one that does not exist; or a recall that is none.
             IndexBusy: another process is indexing.
             StorageError: the index cannot be written; it holds what was committed.
         """
+        from indexer.decode.ocr import load_ocr
         from indexer.decode.streams import FPS
         from indexer.pipeline import MAX_TEXT_BYTES, update
 
@@ -243,8 +257,9 @@ class Library:
         for path in paths:
             if not os.path.exists(path):
                 raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
+        _check_recall(recall)
         roots = [os.fspath(path) for path in paths]
-        return update(
+        report = update(
             self._index_with_tower(),
             self.encoder,
             roots,
@@ -252,8 +267,54 @@ class Library:
             max_text_bytes=MAX_TEXT_BYTES if max_text_bytes is None else max_text_bytes,
             fps=fps,
             compressor=self._compressor() if tokens else None,
+            ocr=load_ocr() if ocr else None,
             progress=progress,
         )
+        self._prepare_if_possible(recall, say)
+        return report
+
+    def prepare(self, recall: float | None = None, say: Say = lambda _: None) -> bool:
+        """Make a large index quick to search, if it is not by now; whether anything was done.
+
+        Above some 150,000 vectors of a kind a question looks only into a part of them; see ``indexer.derive``. Every
+        ``index`` and ``add`` ends with this.
+
+        Args:
+            recall: the share of the best 10 answers that is to be found on the whole, up to 1 for all of them always;
+                kept for later runs. 0.99 if it was never given.
+            say: told what it is at.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+            UsageError: ``recall`` is not above 0 and at most 1.
+            IndexBusy: another process is indexing.
+            StorageError: the lists cannot be written; the index is as quick as before.
+        """
+        _check_recall(recall)
+        from indexer.derive import derive
+
+        return derive(self._need_index(), recall=recall, questions=self._everyday_vectors, say=say)
+
+    def tune(self) -> list[Tuning]:
+        """What a question costs for which recall, measured on the vectors of the index.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+        """
+        from indexer.derive import tune
+
+        return tune(self._need_index(), self._everyday_vectors)
+
+    def _prepare_if_possible(self, recall: float | None, say: Say) -> None:
+        try:
+            self.prepare(recall, say)
+        except IndexBusy:
+            return  # whoever has it ends with this too
+        except StorageError as exc:
+            say(f"{exc}; until the next run, questions take longer")
+
+    def _everyday_vectors(self) -> np.ndarray:
+        return self.encoder.encode_texts(calibration.everyday_questions())
 
     def add_tokens(self, progress: Callable[[Progress], None] = lambda _: None) -> TokensReport:
         """Give every picture in the index the image tokens that the reranker reads; see ``indexer.add_tokens``.
@@ -291,6 +352,7 @@ class Library:
         from indexer.pipeline import add
 
         add(self._index_with_tower(), self.encoder, items, compressor=self._compressor() if tokens else None)
+        self._prepare_if_possible(None, lambda _: None)
 
     def query(
         self,
@@ -359,8 +421,10 @@ class Library:
             moments=moments,
         )
         if exact:
-            return exact_hits(self._need_index(), query, ANSWERS if k is None else k)
-        return self.searcher().search(query, ANSWERS if k is None else k)
+            index = self._need_index()
+            return with_pictures(exact_hits(index, query, ANSWERS if k is None else k), index)
+        searcher = self.searcher()
+        return with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
 
     def explain(self, question: str, picture: Image | str | os.PathLike[str], *, method: str = METHOD) -> Explanation:
         """Which parts of ``picture`` the words of ``question`` look at, as a map of heat that can be saved as a PNG.
@@ -430,6 +494,7 @@ class Library:
             erased = sum(len(dead) for dead in snapshot.dead.values())
             tokens = snapshot.state.tokens
             without_tokens = sum(len(snapshot.reader.rows_without_tokens(m)) for m in VISUAL)
+            lists = {str(m): file.lists.count for m, file in snapshot.vectors.items() if file.lists is not None}
         made = index.manifest
         return Status(
             folder=str(self.folder),
@@ -443,6 +508,7 @@ class Library:
             bytes=sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
             tokens=None if tokens is None else tokens.name,
             without_tokens=without_tokens,
+            lists=lists,
             skipped=tuple(skipped),
         )
 
@@ -487,6 +553,10 @@ class Library:
                 self._searcher_rows = rows
             return self._searcher
 
+    def _use_gpus(self, index: Index) -> None:
+        if self._device is not None and self._device.startswith("cuda"):
+            index.search_on_gpus()
+
     def _compressor(self) -> Compressor | None:
         return None if self.reranker is None else self.reranker.compressor
 
@@ -495,6 +565,7 @@ class Library:
             with self._lock:
                 if self._index is None:
                     self._index = Index.open(self.folder)
+                    self._use_gpus(self._index)
         return self._index
 
     def _index_with_tower(self) -> Index:
@@ -551,6 +622,11 @@ def _read_image(image: Image | str | os.PathLike[str] | None, size: int) -> Imag
     except OSError as exc:
         raise UsageError(f"cannot read the picture {os.fspath(image)!r}: {exc.strerror}") from exc
     return decode_image(data, size=size).image
+
+
+def _check_recall(recall: float | None) -> None:
+    if recall is not None and not 0 < recall <= 1:
+        raise UsageError(f"the recall is {recall}; it is a share, above 0 and at most 1")
 
 
 def _same_folder(name: str, other: str) -> bool:

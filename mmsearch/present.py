@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 
+from indexer.derive import Tuning
 from indexer.types import VISUAL, TokensReport, UpdateReport
 from mmsearch.library import Status
 from mmsearch.rerank.explanation import Explanation
@@ -73,7 +74,8 @@ def _where(hit: Hit) -> str:
         return f"{place}  page {hit.page}"
     if hit.start is not None and hit.end is not None:
         return f"{place}  {clock(hit.start)}–{clock(hit.end)}"
-    return f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+    place = f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
+    return f"{place} of {display_path(str(hit.picture))}" if hit.picture else place
 
 
 def clock(seconds: float) -> str:
@@ -137,6 +139,9 @@ def status_lines(status: Status) -> list[str]:
     if status.tokens is not None:
         pictures = sum(status.items.get(m.value, 0) for m in VISUAL)
         lines.append(f"tokens     {status.tokens}, of {pictures - status.without_tokens:,} of {pictures:,} pictures")
+    if status.lists:
+        lists = ", ".join(f"{kind} vectors in {count:,}" for kind, count in status.lists.items())
+        lines.append(f"lists      {lists}")
     if status.erased:
         lines.append(f"erased     {status.erased:,} vectors; 'mmsearch compact' gives their space back")
     if status.skipped:
@@ -144,6 +149,26 @@ def status_lines(status: Status) -> list[str]:
         lines += [f"  {display_path(s.path)}: {s.reason}" for s in status.skipped[:_SKIPPED_SHOWN]]
         if len(status.skipped) > _SKIPPED_SHOWN:
             lines.append(f"  and {len(status.skipped) - _SKIPPED_SHOWN:,} more (--json lists all)")
+    return lines
+
+
+def tuning_lines(tunings: Sequence[Tuning]) -> list[str]:
+    """What a question costs for which recall, as tables; an arrow marks what is used."""
+    lines: list[str] = []
+    for tuning in tunings:
+        if lines:
+            lines.append("")
+        vectors = f"{tuning.rows:,} {tuning.modality} vectors"
+        exact = f"a scan of all takes {tuning.exact_milliseconds:.1f} ms"
+        if not tuning.points:
+            lines.append(f"{vectors}: searched exactly; {exact}")
+            continue
+        lines.append(f"{vectors} in {tuning.lists:,} lists, recall {tuning.target:g} asked for; {exact}")
+        lines.append("   lists   share   recall@10        ms")
+        lines += [
+            f"{'→' if p.chosen else ' '} {p.probes:6,}  {p.share:5.1%}   {p.recall:9.4f}  {p.milliseconds:8.2f}"
+            for p in tuning.points
+        ]
     return lines
 
 

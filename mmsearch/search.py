@@ -54,10 +54,12 @@ class Hit:
     """Whether it was found by its words alone: ``score`` is then its BM25 score as a share of the best one's."""
     worded: Item | None = field(default=None, repr=False, compare=False)
     """The best piece of text among what was found of it: words in a picture, say, or those of a page."""
+    picture: Path | None = None
+    """The picture that this text, in a file of its own, is the caption of."""
 
     def __reduce__(self) -> tuple[type[Hit], tuple[Any, ...]]:
         """A copy that leaves the process, which the searcher cannot, cannot be explained."""
-        return Hit, (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded)
+        return Hit, (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded, self.picture)
 
     @property
     def probability(self) -> float | None:
@@ -129,7 +131,7 @@ class Hit:
     @property
     def source(self) -> str | None:
         """What its text is, if not simply that of its file: ``subtitle``, ``ocr`` or ``caption``."""
-        return self._read.source
+        return "caption" if self.picture else self._read.source
 
     @property
     def fragment(self) -> str | None:
@@ -182,6 +184,7 @@ class Hit:
             "box": list(self.box) if self.box else None,
             "text": self.text,
             "source": self.source,
+            "picture": str(self.picture) if self.picture else None,
             "taken": asset.taken,
             "metadata": dict(asset.metadata) or None,
         }

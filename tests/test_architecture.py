@@ -36,7 +36,7 @@ def test_indexer_never_looks_up() -> None:
 @pytest.mark.parametrize(
     ("library", "module"),
     [
-        ("faiss", "indexer/vectors.py"),
+        ("faiss", "indexer/faiss_lists.py"),
         ("onnxruntime", "mmsearch/rerank/fusion_onnx.py"),
         ("sqlalchemy", "indexer/catalogue.py"),
     ],

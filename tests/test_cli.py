@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import pty
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,3 +367,25 @@ def test_a_terminal_sees_a_bar_with_rate_and_time_left(many: Path, tmp_path: Pat
     line = seen.decode().split("\r")[-1]
     assert "█" in line or "░" in line
     assert "of 3,000 files, " in line and "/s, " in line and " left" in line
+
+
+# -- search in large indexes -------------------------------------------------------------------------------------------
+
+
+def test_tune_prints_what_a_question_costs(samples_index: Path) -> None:
+    run = mmsearch("index", "--tune", "--index", samples_index)
+    assert run.returncode == 0, run.stderr
+    first, *_ = run.stdout.splitlines()
+    assert re.fullmatch(r"[\d,]+ image vectors: searched exactly; a scan of all takes \d+\.\d ms", first)
+    values = json.loads(mmsearch("index", "--tune", "--json", "--index", samples_index).stdout)
+    assert {one["modality"]: one["lists"] for one in values["tuning"]} == {"image": 0, "text": 0}
+
+
+def test_the_recall_is_kept_and_checked(samples_index: Path, tmp_path: Path) -> None:
+    index = shutil.copytree(samples_index, tmp_path / "index")
+    run = mmsearch("index", "--recall", "0.95", "--index", index)
+    assert run.returncode == 0, run.stderr
+    assert (index / "lists" / "recall.json").read_text() == "0.95"
+    run = mmsearch("index", "--recall", "1.5", "--index", index)
+    assert run.returncode == 2
+    assert "the recall is 1.5; it is a share, above 0 and at most 1" in run.stderr

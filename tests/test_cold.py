@@ -84,7 +84,7 @@ def noted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_question_in_plain_words_imports_what_it_needs(mini_index: Path) -> None:
-    run, modules = ask(mini_index, "a cat", "-k", "2")
+    run, modules = ask(mini_index, "a cat", "-k", "1", "--kind", "image")
     assert "cat.jpg" in run.stdout
     assert not modules & NEVER
     assert "onnxruntime" in modules  # the reranker has looked

@@ -58,7 +58,7 @@ def test_the_order_is_by_bytes_files_before_folders(tmp_path: Path) -> None:
 def test_hidden_junk_and_foreign_files_are_left_out_in_silence(tmp_path: Path) -> None:
     plant(
         tmp_path, "kept.png", ".hidden.png", ".cache/a.png", "@eaDir/a.png", "__MACOSX/a.png", "$RECYCLE.BIN/a.png",
-        "Thumbs.db", "film.psd", "png", "report.pdf", "lost+found/x.jpg",
+        "Thumbs.db", "film.psd", "png", "report.odt", "lost+found/x.jpg",
     )  # fmt: skip
     walk = Walk([tmp_path])
     assert found(walk, tmp_path) == ["kept.png"]

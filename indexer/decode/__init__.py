@@ -36,6 +36,7 @@ __all__ = [
     "is_picture",
     "iter_passages",
     "modality_of",
+    "reads_ocr",
     "still",
     "stream_suffix",
 ]
@@ -52,3 +53,9 @@ def modality_of(path: str) -> Modality | None:
         return Modality.IMAGE
     kind = KINDS.get(extension)
     return kind.modality if kind else None
+
+
+def reads_ocr(path: str) -> bool:
+    """Whether a file of this name may hold pictures in which text is looked for."""
+    extension = os.path.splitext(path)[1][1:].lower()
+    return extension in IMAGE_EXTENSIONS - KINDS.keys() or extension == "pdf"

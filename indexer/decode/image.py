@@ -92,6 +92,11 @@ def decode_image(data: bytes, *, size: int) -> DecodedImage:
         raise DecodeError(f"the {name} file is damaged: {reason or type(exc).__name__}") from exc
 
 
+def open_image(data: bytes) -> ImageFile:
+    """A picture whose header is read and no pixel, for what else its file says. Raises whatever its decoder raises."""
+    return _recognise(data)[1](io.BytesIO(data))
+
+
 def _decode(picture: ImageFile, size: int) -> DecodedImage:
     width, height = picture.size
     decoded_pixels = width * height

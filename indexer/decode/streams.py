@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from indexer.decode.ocr import Ocr
+
 
 FPS = 4.0
 """Frames of a video that are looked at in a second unless somebody says otherwise: what finds cuts and dissolves."""
@@ -62,6 +64,10 @@ class Source:
     report: Callable[[str], None]
     stored: int = 0
     last: Span | None = None
+    page_begins: int = 0
+    """Which piece of the file, counted from 0, is the first on the page of ``last``."""
+    ocr: Ocr | None = None
+    """What reads the text in a picture, if it is to be read."""
     fps: float = FPS
     """Frames of a video that are looked at in a second, at most."""
 
@@ -96,6 +102,13 @@ KINDS |= dict.fromkeys(
 )
 KINDS |= {"webp": Kind(Modality.VIDEO, "indexer.decode.animation:iter_clips", "indexer.decode.animation:still")}
 KINDS |= dict.fromkeys(SUBTITLE_EXTENSIONS, Kind(Modality.VIDEO, "indexer.decode.subtitles:iter_subtitles"))
+KINDS |= {
+    "pdf": Kind(Modality.TEXT, "indexer.decode.pdf:decode", "indexer.decode.pdf:still"),
+    "docx": Kind(Modality.TEXT, "indexer.decode.office:decode_docx"),
+    "pptx": Kind(Modality.TEXT, "indexer.decode.office:decode_pptx"),
+    "epub": Kind(Modality.TEXT, "indexer.decode.markup:decode_epub"),
+}
+KINDS |= dict.fromkeys(("htm", "html", "xhtml"), Kind(Modality.TEXT, "indexer.decode.markup:decode_html"))
 
 
 _MOVING = re.compile(

@@ -405,8 +405,8 @@ class _Asking:
                 found = [place[hit.item.id] for hit in again[b]]
                 ranks |= {item: rank for rank, item in enumerate(found, 1) if item in question.relevant}
                 second.append(sorted(ranks.values()))
-                confidence["dual"].append(hits[b][0].probability)
-                confidence["reranked"].append(again[b][0].probability)
+                confidence["dual"].append(hits[b][0].score)
+                confidence["reranked"].append(again[b][0].score)
                 obstacles += filter(None, [again[b].not_reranked])
                 looked = looked or any(hit.reranked for hit in again[b])
                 right.append(int(likely[b, list(question.relevant)].sum()))
