@@ -36,6 +36,7 @@ def main() -> None:
     data = open_dataset(asked.data).split(asked.split)
     with opened(asked.model, data, asked.cache, None, lambda *_: None, asked.reranker) as library:
         pictures = galleries(library, data)[Modality.IMAGE]
+        items = sum(library.status().items.values())
         shows = dict(zip(pictures.ids.tolist(), pictures.pictures.tolist(), strict=True))
 
         def probabilities(texts: list[str], owners: list[int]) -> np.ndarray:
@@ -58,7 +59,7 @@ def main() -> None:
     print(f"{len(absent)} absent questions, {len(captions):,} captions, {len(pictures):,} pictures")
     print(f"{'shown from':>10}  {'nothing matches':>15}  {'caption answered':>16}  {'picture kept':>12}  {'in ten':>7}")
     for match in sorted({MATCH, *THRESHOLDS}):
-        least = np.array([least_shown(Query("words", match=match), value) for value in best])
+        least = np.array([least_shown(Query("words", match=match), value, items) for value in best])
         parts = [(nothing < match).mean(), (best >= match).mean(), (whole >= least).mean(), (ten >= least).mean()]
         told, answered, kept, first = (100 * part for part in parts)
         used = "  as shipped" if match == MATCH else ""

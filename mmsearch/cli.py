@@ -239,7 +239,8 @@ def query(
     """Find pictures and texts by words, by a picture, or by both.
 
     The first number of a line is how likely it is to match. Unless -k or --min-prob says otherwise, nothing is shown if
-    that is below 0.09 for the best answer, and the list ends where the odds fall below a hundredth of the best's.
+    that is below 0.09 for the best answer (less among few items), and the list ends where the odds fall below a
+    hundredth of the best's.
 
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """

@@ -387,8 +387,9 @@ class Library:
         Args:
             image: a PIL image or the path of one.
             k: how many, however unlikely the last of them are. By default up to 10, as many as match: none if the best
-                has a probability below 0.09 (``mmsearch.query.MATCH``), and else up to the first that has less than
-                that and whose odds are below a hundredth of those of the best (``FALL``).
+                has a probability below 0.09 (``mmsearch.query.MATCH``; less among fewer than 1,000 items), and else up
+                to the first that has less than that and whose odds are below a hundredth of those of the best
+                (``FALL``).
             after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
                 counts, else that of the file.
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.

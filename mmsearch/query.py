@@ -23,6 +23,10 @@ of Flickr8k's dev split are answered as often as questions about what is not the
 FALL = 100.0
 """An answer less likely than ``MATCH`` still ends no list if its odds are at least those of the best over this."""
 
+LIBRARY = 1000
+"""Items of a library in which one in a thousand matches: to fewer, ``MATCH`` is fitted; see ``least_shown``."""
+FEWEST = 160
+
 _PARTIAL_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
 
@@ -116,19 +120,30 @@ def parse_query(
     )
 
 
-def least_shown(query: Query, best: float) -> float:
+def least_shown(query: Query, best: float, items: int) -> float:
     """The probability that an answer needs to be shown, where the best has the probability ``best``; inf for none.
 
-    Example: with ``match`` 0.09 and a best of 0.5, the odds of which are 1 : 1, an answer of 1 : 100 is shown,
-    or 0.0099; with a best of 0.99 odds of 99 : 100 would be needed, but 0.09 suffices.
+    Example, in a large library: with ``match`` 0.09 and a best of 0.5, the odds of which are 1 : 1, an answer of
+    1 : 100 is shown, or 0.0099; with a best of 0.99 odds of 99 : 100 would be needed, but 0.09 suffices.
+
+    Args:
+        items: pieces in the library. A probability is that where one item in a thousand matches. Among fewer items the
+            best of those that do not match is less likely by as much as they are fewer, so less is asked of the best
+            that does; but no less than among ``FEWEST``.
     """
     least = query.min_prob or 0.0
     if query.match is None:
         return least
-    if best < query.match:
+    match = _scaled(query.match, min(1.0, max(items, FEWEST) / LIBRARY))
+    if best < match:
         return math.inf
-    odds = best / max(1 - best, 1e-12) / FALL
-    return max(least, min(query.match, odds / (1 + odds)))
+    return max(least, min(match, _scaled(best, 1 / FALL)))
+
+
+def _scaled(probability: float, factor: float) -> float:
+    """The probability whose odds are ``factor`` times as high."""
+    odds = factor * probability / max(1 - probability, 1e-12)
+    return odds / (1 + odds)
 
 
 def parse_time(when: str | datetime) -> float:

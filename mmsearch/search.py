@@ -368,6 +368,7 @@ class Searcher:
             for kind in Modality
         }
         videos = moments.videos_beside(snapshot.reader, items[Modality.TEXT].values())
+        size = sum(rows - len(snapshot.dead[kind]) for kind, rows in snapshot.state.rows.items())
         answers: list[tuple[Hits, bool]] = []
         for one, kinds, spoken in zip(asked, first, worded, strict=True):
             reasons: list[str] = []
@@ -386,9 +387,10 @@ class Searcher:
                 ]
             merged = things(moments.merge(moments.with_videos(found, videos), one.query.moments))
             last = merged[k - 1].best.score if len(merged) >= k else np.inf
-            least = least_shown(one.query, probability(merged[0].best.score)) if merged else 0.0
+            least = least_shown(one.query, probability(merged[0].best.score), size) if merged else 0.0
             enough = beyond == -np.inf or beyond <= last < np.inf or probability(beyond) < least
-            hits = _hits(one.query, merged[:k], "; ".join(dict.fromkeys(reasons)) or None, self._explain_hit)
+            obstacles = "; ".join(dict.fromkeys(reasons)) or None
+            hits = _hits(one.query, merged[:k], least, obstacles, self._explain_hit)
             answers.append((hits, enough))
         return answers
 
@@ -623,10 +625,11 @@ def exact_hits(index: Index, query: Query, k: int = 10) -> Hits:
 def _hits(
     query: Query,
     found: Sequence[Thing],
+    least: float,
     not_reranked: str | None,
     explain_hit: Callable[[Query, Item, str], Explanation],
 ) -> Hits:
-    """The things that were found, best first, as far as they are likely enough."""
+    """The things that were found, best first, as far as they are as likely as ``least``."""
 
     def explaining(item: Item) -> Callable[[str], Explanation]:
         return lambda method: explain_hit(query, item, method)
@@ -638,7 +641,6 @@ def _hits(
         hits.append(
             Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
         )
-    least = least_shown(query, hits[0].score) if hits else 0.0
     likely = [hit for hit in hits if hit.score >= least]
     return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)
 

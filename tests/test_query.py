@@ -38,22 +38,26 @@ def test_everything_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("min_prob", "match", "best", "least"),
+    ("min_prob", "match", "best", "items", "least"),
     [
-        (None, None, 0.9, 0.0),
-        (0.3, None, 0.1, 0.3),
-        (None, 0.09, 0.0899, float("inf")),
-        (None, 0.09, 0.09, 0.09 / 0.91 / 100 / (1 + 0.09 / 0.91 / 100)),
-        (None, 0.09, 0.5, 1 / 101),
-        (None, 0.09, 0.99, 0.09),
-        (None, 0.09, 1.0, 0.09),
-        (0.05, 0.09, 0.5, 0.05),
+        (None, None, 0.9, 5000, 0.0),
+        (0.3, None, 0.1, 5000, 0.3),
+        (None, 0.09, 0.0899, 1000, float("inf")),
+        (None, 0.09, 0.09, 1000, 0.09 / 0.91 / 100 / (1 + 0.09 / 0.91 / 100)),
+        (None, 0.09, 0.5, 5000, 1 / 101),
+        (None, 0.09, 0.99, 5000, 0.09),
+        (None, 0.09, 1.0, 5000, 0.09),
+        (0.05, 0.09, 0.5, 5000, 0.05),
+        (None, 0.5, 0.3333, 500, float("inf")),  # odds of 1 : 2 are needed among half as many
+        (None, 0.5, 0.3334, 500, 0.3334 / 0.6666 / 100 / (1 + 0.3334 / 0.6666 / 100)),
+        (None, 0.5, 0.1378, 3, float("inf")),  # 160 : 1,000, or 0.1379, however few they are
+        (None, 0.5, 0.9, 3, 9 / 109),
     ],
 )
 def test_how_likely_an_answer_must_be_beside_the_best(
-    min_prob: float | None, match: float | None, best: float, least: float
+    min_prob: float | None, match: float | None, best: float, items: int, least: float
 ) -> None:
-    assert least_shown(Query("a cat", min_prob=min_prob, match=match), best) == pytest.approx(least)
+    assert least_shown(Query("a cat", min_prob=min_prob, match=match), best, items) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", "\n"])
