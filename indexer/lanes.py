@@ -6,6 +6,7 @@ computed side by side, each on one core, wait for nothing. On a GPU one stream s
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -65,9 +66,11 @@ def _one_core() -> None:
     """Let what torch computes in this thread stay in it, and what it computes elsewhere as it was.
 
     The number is the calling thread's own once that has computed something (OpenMP's ICV), but also the default of
-    threads that have not: that is put back.
+    threads that have not: that is put back. A model that computes with torch has imported it by now.
     """
-    import torch
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

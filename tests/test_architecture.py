@@ -37,7 +37,7 @@ def test_indexer_never_looks_up() -> None:
     ("library", "module"),
     [
         ("faiss", "indexer/faiss_lists.py"),
-        ("onnxruntime", "mmsearch/rerank/fusion_onnx.py"),
+        ("onnxruntime", "indexer/onnx_session.py"),
         ("sqlalchemy", "indexer/catalogue.py"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -220,6 +221,82 @@ class TestMini:
         assert not np.allclose(expected[:, :, 4, 2], expected[:, :, 2, 4], atol=0.1)  # a transposed map would be seen
         assert vectors.tolist() == mini.encode_prepared(prepared).tolist()
 
+    @pytest.mark.parametrize("form", ["compact", "two parts"])
+    def test_onnxruntime_and_torch_agree_on_photographs(self, form: str, tmp_path: Path):
+        from safetensors.numpy import load_file, save_file
+
+        shutil.copytree(PACKAGED, tmp_path / "run")
+        if form == "two parts":
+            path = tmp_path / "run" / HEAD
+            save_file({name: one for name, one in load_file(path).items() if "compact" not in name}, path)
+        model = MiniEncoder("cpu", tmp_path / "run")
+        photographs = [Image.open(path).convert("RGB") for path in sorted(SAMPLES.rglob("*.jpg"))[:9]]
+        prepared = np.stack([model.prepare(photograph) for photograph in photographs])
+        rows, patches = model._onnx_pictures(prepared)
+        wanted, wanted_patches = model._pictures_by_torch(prepared)
+        assert rows.shape == wanted.shape == (9, 512 if form == "compact" else 896)
+        assert (unit_rows(rows, "") * unit_rows(wanted, "")).sum(axis=1) == pytest.approx(np.ones(9), abs=1e-6)
+        assert np.abs(patches - wanted_patches).max() <= 1e-3 * np.abs(wanted_patches).max()
+
+    def test_pictures_go_with_the_weights_of_their_folder(self, tmp_path: Path, pictures: list[Image.Image]):
+        """The graph is the package's, what it computes is the run's: here one with other batch normalisation."""
+        from safetensors.numpy import load_file, save_file
+
+        shutil.copytree(PACKAGED, tmp_path / "run")
+        path = tmp_path / "run" / IMAGE
+        tensors = load_file(path)
+        tensors["bn1.running_mean"] = tensors["bn1.running_mean"] + 0.5
+        save_file(tensors, path)
+        model = MiniEncoder("cpu", tmp_path / "run")
+        prepared = np.stack([model.prepare(picture) for picture in pictures])
+        rows, patches = model._onnx_pictures(prepared)
+        wanted, wanted_patches = model._pictures_by_torch(prepared)
+        assert unit_rows(rows, "") == pytest.approx(unit_rows(wanted, ""), abs=1e-4)
+        assert np.abs(patches - wanted_patches).max() <= 1e-3 * np.abs(wanted_patches).max()
+        assert not np.allclose(unit_rows(rows, ""), MiniEncoder("cpu").encode_prepared(prepared), atol=1e-2)
+        del tensors["conv_head.weight"]
+        save_file(tensors, path)
+        with pytest.raises(ModelError, match=IMAGE):
+            MiniEncoder("cpu", tmp_path / "run").encode_images(pictures[:1])
+
+    def test_the_packaged_graph_is_the_one_that_training_writes(self, tmp_path: Path):
+        """Operators and names: the bytes are also those of the versions of torch and onnx that wrote it."""
+        import onnx
+
+        from indexer.encoders.mini_onnx import GRAPH
+        from mmsearch.training.models.mini_graph import write_graph
+
+        write_graph(tmp_path / "again.onnx")
+        made, packaged = (onnx.load(path, load_external_data=False).graph for path in (tmp_path / "again.onnx", GRAPH))
+        for graph in (made, packaged):
+            assert not any(one.raw_data or one.float_data for one in graph.initializer)
+        assert {one.name: list(one.dims) for one in made.initializer} == {
+            one.name: list(one.dims) for one in packaged.initializer
+        }
+        wanted = [node.op_type for node in packaged.node if node.op_type != "Constant"]
+        assert [node.op_type for node in made.node if node.op_type != "Constant"] == wanted
+        assert GRAPH.stat().st_size < 120_000
+
+    def test_indexing_pictures_and_texts_needs_no_torch(self, tmp_path: Path):
+        """A fresh process indexes three pictures and forty texts, with the tokens of the packaged reranker."""
+        folder = tmp_path / "things"
+        folder.mkdir()
+        for word in ("dog", "car", "cat"):
+            shutil.copy(_sample(word), folder / f"{word}.jpg")
+        for number in range(40):
+            (folder / f"{number}.txt").write_text(f"text number {number}")
+        code = (
+            "import sys; from mmsearch.cli import main\n"
+            f"sys.argv = ['mmsearch', 'index', {str(folder)!r}, '--index', {str(tmp_path / 'index')!r}, "
+            "'--device', 'cpu']\n"
+            "try: main()\n"
+            "except SystemExit as exc: assert not exc.code\n"
+            "print(sorted({'torch', 'torchvision', 'timm', 'transformers', 'open_clip'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]", done.stdout
+        assert "43 added" in done.stdout + done.stderr
+
     def test_token_states_by_numpy_and_by_torch_are_those_of_the_text_tower(self, mini: MiniEncoder):
         import torch
 
@@ -227,9 +304,10 @@ class TestMini:
         few, states = mini.encode_text_states(TEXTS)
         assert mini.state_size == 384
         assert few.tolist() == mini.encode_texts(TEXTS).tolist()
-        many, more = mini.encode_text_states(TEXTS * 7)  # 35 texts, of mixed lengths, go through torch
-        assert len(more) == 35 > NUMPY_TEXTS
-        assert many == pytest.approx(mini.encode_texts(TEXTS * 7), abs=1e-6)
+        more: list[np.ndarray] = []
+        many = mini._encode_by_torch(ids * 7, more)  # 35 texts, of mixed lengths
+        assert len(more) == 35
+        assert many == pytest.approx(mini.encode_texts(TEXTS * 7), abs=1e-4)
         for number, text in enumerate(ids):
             with torch.inference_mode():
                 alone = mini._text_tower.net(input_ids=torch.tensor([text])).last_hidden_state[0].numpy()
@@ -312,6 +390,25 @@ class TestLoad:
     def test_devices_that_are_not_here(self, device: str, said: str):
         with pytest.raises(UsageError, match=said):
             load_encoder("mini", device).encode_prepared(np.zeros((1, 3, 260, 260), np.uint8))
+
+    def test_the_device_is_the_cpu_exactly_where_torch_would_pick_it(self):
+        from indexer.encoders.device import cores, is_cpu, pick_device
+
+        assert is_cpu("cpu") and is_cpu("cpu:0")
+        assert is_cpu(None) == (pick_device(None).type == "cpu")
+        with pytest.raises(UsageError, match="no device is called"):
+            is_cpu("tpu")
+        assert 1 <= cores() <= max(os.cpu_count() or 1, int(os.environ.get("OMP_NUM_THREADS") or 1))
+
+    def test_cores_are_those_that_torch_takes(self, monkeypatch: pytest.MonkeyPatch):
+        from indexer.encoders.device import cores
+
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert cores() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        code = "import torch; print(torch.get_num_threads())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert cores() == int(done.stdout)
 
     @pytest.mark.parametrize("model", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:timm/ViT-B-16-SigLIP", "hf:openai/clip"])
     def test_no_network_is_one_line_that_names_mini(self, model: str, monkeypatch, tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from indexer.encoders.mini_onnx import OnnxPictures
     from indexer.encoders.mini_text import NumpyBert, NumpyHead
     from indexer.encoders.mini_torch import Heads, ImageTower, TextTower
 
@@ -35,15 +36,15 @@ IMAGE_SIZE = 260
 MAX_TOKENS = 128
 """What the sentence model was trained with; beyond it, its embeddings wander (Reimers and Gurevych's model card)."""
 NUMPY_TEXTS = 32
-"""Up to so many texts go through NumPy, more through torch. A sentence costs 10 ms in NumPy and 4 ms in a large batch
-of torch, but importing torch and loading its tower costs 5 s: a question must not pay that, indexing pays it once."""
+"""Up to so many texts go through NumPy on any chip, and are cut into tokens without the tokenizers library: a question
+must not pay for importing torch. On a CPU all texts go through NumPy, a text at a time without padding: measured with
+one thread, 57 to 78 texts a second of 16 tokens, 26 to 34 of 58, 18 to 25 of 127, torch and NumPy within a third."""
 PATCHES = (81, 352)
 """The image tower's last feature map is 9 by 9; its last convolution only widens it to what is pooled."""
 STATE_SIZE = 384
 IMAGE_BATCH = 32
 CPU_CHUNK = 4
-"""Pictures that the image tower takes at once on a CPU: their activations fit its cache. Measured on 2 cores: 80
-pictures a second and 0.9 GB, where 32 at once give 46 and 1.7 GB."""
+"""Pictures that the image tower takes at once on a CPU: their activations fit its cache."""
 TEXT_BATCH = 128
 
 
@@ -55,8 +56,8 @@ class MiniEncoder:
     the ImageNet class names that the classifier sees in it. The first knows how people describe scenes, the second has
     names for a thousand things. Where the weights hold a linear map for it, the two become one compact vector.
 
-    The constructor reads two small JSON files. Torch is imported by the first picture or the first large batch of
-    texts, never by a question.
+    The constructor reads two small JSON files. On a CPU pictures go through onnxruntime and texts through NumPy;
+    torch is imported only for another chip, by the first picture or the first many texts, never by a question.
 
     Args:
         device: ``cuda``, ``cuda:1``, ``mps``, ``cpu``, or None for the best one here.
@@ -89,9 +90,9 @@ class MiniEncoder:
     @cached_property
     def streams(self) -> int:
         """See ``indexer.encoders.streams``."""
-        from indexer.encoders.device import streams_on
+        from indexer.encoders.device import cores
 
-        return streams_on(self._device)
+        return 1 if self._by_torch else cores()
 
     def prepare(self, image: Image) -> np.ndarray:
         """One picture squeezed to uint8 ``(3, 260, 260)``; the towers were trained on squeezed pictures."""
@@ -103,37 +104,36 @@ class MiniEncoder:
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
         """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, D)``."""
         parts = [np.zeros((0, self.dim), np.float32)]
-        parts += [self._encode_chunk(pixels)[0].cpu().numpy() for pixels in self._chunks(batch)]
+        parts += [rows for rows, _ in self._encode_pictures(batch)]
         return unit_rows(np.concatenate(parts), "image")
 
     def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to unit rows ``(B, D)`` and patches ``(B, 81, 352)``."""
         parts, patches = [np.zeros((0, self.dim), np.float32)], [np.zeros((0, *PATCHES), np.float32)]
-        for pixels in self._chunks(batch):
-            rows, maps = self._encode_chunk(pixels)
-            parts.append(rows.cpu().numpy())
-            patches.append(maps.cpu().numpy())
+        for rows, maps in self._encode_pictures(batch):
+            parts.append(rows)
+            patches.append(maps)
         return unit_rows(np.concatenate(parts), "image"), np.concatenate(patches)
 
-    def _encode_chunk(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors ``(B, D)``, not yet normalised, and patches ``(B, 81, 352)``, on the device."""
+    def _encode_pictures(self, batch: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Vectors ``(b, D)``, not yet normalised, and patches ``(b, 81, 352)`` of as many prepared pictures at a time
+        as the image tower takes."""
+        if not len(batch):
+            return
+        size, encode = (IMAGE_BATCH, self._pictures_by_torch) if self._by_torch else (CPU_CHUNK, self._onnx_pictures)
+        for start in range(0, len(batch), size):
+            yield encode(np.ascontiguousarray(batch[start : start + size]))
+
+    def _pictures_by_torch(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What ``mini_onnx.OnnxPictures`` gives, on the device."""
         import torch
 
         # With cuDNN's TF32 a picture's vector would depend on its neighbours in the batch.
         cuda = self._device.type == "cuda"
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
         with torch.inference_mode(), exact:
-            features, words, patches = self._image_tower.with_patches(pixels.to(self._device))
-            return self._heads.image(features, words), patches
-
-    def _chunks(self, batch: np.ndarray) -> Sequence[torch.Tensor]:
-        """Prepared pictures, as many at a time as the image tower takes at once."""
-        if not len(batch):
-            return ()
-        import torch
-
-        size = CPU_CHUNK if self._device.type == "cpu" else IMAGE_BATCH
-        return torch.from_numpy(np.ascontiguousarray(batch)).split(size)
+            features, words, patches = self._image_tower.with_patches(torch.from_numpy(pixels).to(self._device))
+            return self._heads.image(features, words).cpu().numpy(), patches.cpu().numpy()
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures to float32 unit rows ``(B, D)``."""
@@ -148,7 +148,7 @@ class MiniEncoder:
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         ids = self.token_ids(texts)
-        return self._encode_by_numpy(ids) if len(ids) <= NUMPY_TEXTS else self._encode_by_torch(ids)
+        return self._encode_ids(ids)
 
     def encode_text_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Texts to float32 unit rows ``(B, D)`` and, for each, the text tower's last layer ``(L, 384)``."""
@@ -156,8 +156,7 @@ class MiniEncoder:
         if not texts:
             return np.zeros((0, self.dim), np.float32), states
         ids = self.token_ids(texts)
-        encode = self._encode_by_numpy if len(ids) <= NUMPY_TEXTS else self._encode_by_torch
-        return encode(ids, states), states
+        return self._encode_ids(ids, states), states
 
     def read_text(self, text: str) -> tuple[str, list[Piece | None]]:
         """``text`` itself, and the characters of each of its tokens; see ``PlacedEncoder``."""
@@ -186,6 +185,12 @@ class MiniEncoder:
         """The tokens of the text tower, words and parts of words, in the order of their numbers."""
         numbers = self._tokenizer.get_vocab()
         return sorted(numbers, key=numbers.__getitem__)
+
+    def _encode_ids(self, ids: Sequence[Sequence[int]], states: list[np.ndarray] | None = None) -> np.ndarray:
+        """Token numbers to unit rows ``(B, D)``; the last layer of each text is added to ``states``."""
+        if len(ids) > NUMPY_TEXTS and self._by_torch:
+            return self._encode_by_torch(ids, states)
+        return self._encode_by_numpy(ids, states)
 
     def _encode_by_numpy(self, ids: Sequence[Sequence[int]], states: list[np.ndarray] | None = None) -> np.ndarray:
         """The vectors; the token states of each text are appended to ``states``."""
@@ -252,6 +257,23 @@ class MiniEncoder:
         from indexer.encoders.mini_text import NumpyHead
 
         return NumpyHead(map_tensors(self._folder / HEAD), "text.")
+
+    @cached_property
+    def _by_torch(self) -> bool:
+        """Whether pictures and many texts go to a chip that torch alone computes on."""
+        from indexer.encoders.device import is_cpu
+
+        return not is_cpu(self._asked_device)
+
+    @cached_property
+    def _onnx_pictures(self) -> OnnxPictures:
+        from indexer.encoders.mini_onnx import OnnxPictures
+
+        image, head = map_tensors(self._folder / IMAGE), map_tensors(self._folder / HEAD)
+        try:
+            return OnnxPictures(image, head)
+        except Exception as exc:  # onnxruntime's errors have no base but this
+            raise ModelError(f"the weights {self._folder / IMAGE} are not of this model's image tower: {exc}") from exc
 
     @cached_property
     def _device(self) -> torch.device:

@@ -11,8 +11,6 @@ A folder holds it:
 
 ``attention`` says where in the picture each word looked (rows sum to 1), ``weights`` how much each word counted (the
 real ones sum to 1); a search asks for the logits alone.
-
-This is the only module that imports onnxruntime.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from indexer import onnx_session
 from indexer.encoders.mini_text import gelu
 from indexer.errors import ModelError, UsageError
 from indexer.tokens import Compressor, TokenFormat
@@ -223,13 +222,7 @@ def open_session(path: Path) -> Any:
         ModelError: it cannot be loaded.
     """
     try:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = THREADS
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between questions others work
-        options.log_severity_level = 3  # errors
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnx_session.open_session(path, THREADS)
     except Exception as exc:  # the library's errors have no base but this
         raise ModelError(f"cannot load the reranker {path}: {exc}") from exc
 
