@@ -340,7 +340,7 @@ class Searcher:
             raise UsageError(f"k is {k}; ask for at least 1 answer")
         answers: dict[int, Hits] = {}
         with self.index.snapshot() as snapshot:
-            has_videos = any(Modality.VIDEO in snapshot.kinds_of(kind) for kind in Modality)
+            has_videos = snapshot.state.rows[Modality.VIDEO] > 0
             # One video may fill a list, and its neighbouring clips are one answer: more are needed than asked for.
             waiting, pool = list(range(len(asked))), max(k, moments.POOL) if has_videos else k
             while waiting:

@@ -83,7 +83,12 @@ class _Padded(nn.Module):
         )
         self.pad = nn.ZeroPad2d((across // 2, across - across // 2, down // 2, down - down // 2))
         self.conv = nn.Conv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, groups=conv.groups, bias=False
+            conv.in_channels,
+            conv.out_channels,
+            (conv.kernel_size[0], conv.kernel_size[1]),
+            (conv.stride[0], conv.stride[1]),
+            groups=conv.groups,
+            bias=False,
         )
         self.conv.weight = conv.weight
 
