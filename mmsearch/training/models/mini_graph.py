@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 
@@ -82,19 +82,10 @@ class _Padded(nn.Module):
             get_same_padding(*of) for of in zip(size, conv.kernel_size, conv.stride, conv.dilation, strict=True)
         )
         self.pad = nn.ZeroPad2d((across // 2, across - across // 2, down // 2, down - down // 2))
-        self.conv = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            (conv.kernel_size[0], conv.kernel_size[1]),
-            (conv.stride[0], conv.stride[1]),
-            groups=conv.groups,
-            bias=False,
-        )
-        self.conv.weight = conv.weight
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        padded: Tensor = self.conv(self.pad(x))
-        return padded
+        return nn.Conv2d.forward(self.conv, self.pad(x))
 
 
 def _fix_padding(tower: ImageTower, pixels: Tensor) -> None:
