@@ -219,6 +219,21 @@ def test_subtitles_become_passages_of_neighbouring_cues(tmp_path: Path) -> None:
         passages(tmp_path / "b.srt")
 
 
+def test_a_subtitle_track_inside_a_video_is_read_too(tmp_path: Path, film: Path) -> None:
+    (tmp_path / "words.srt").write_text(srt(CUES))
+    inside = tmp_path / "inside.mkv"
+    with av.open(str(film)) as video, av.open(str(tmp_path / "words.srt")) as words, av.open(str(inside), "w") as made:
+        streams = video.streams.video[0], words.streams.subtitles[0]
+        tracks = [made.add_stream_from_template(stream) for stream in streams]
+        for read, stream, track in zip((video, words), streams, tracks, strict=True):
+            for packet in read.demux(stream):
+                if packet.pts is not None:
+                    packet.stream = track
+                    made.mux(packet)
+    assert passages(inside) == [(1.0, 3.5, "A red balloon, he said."), (8.0, 9.0, "Green & calm")]
+    assert bounds(clips(inside)) == bounds(clips(film))
+
+
 # -- in an index -------------------------------------------------------------------------------------------------------
 
 
