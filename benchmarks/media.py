@@ -65,6 +65,14 @@ def subtitles(path: Path, count: int) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def prose(rng: random.Random) -> str:
+    """Sixty short sentences, not those of any other text: equal ones would tie."""
+    things = ("harbour", "meadow", "violin", "ladder", "kettle", "bridge", "candle", "orchard", "parcel", "tunnel")
+    return " ".join(
+        f"The {rng.choice(things)} {rng.randrange(1000)} is by the {rng.choice(things)}." for _ in range(60)
+    )
+
+
 def mixed(folder: Path, photographs: list[Path], files: int, rng: random.Random) -> None:
     """Fill ``folder`` with so many files of all kinds."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +85,8 @@ def mixed(folder: Path, photographs: list[Path], files: int, rng: random.Random)
         lambda n: animation(folder / f"animation{n}.webp", rng.sample(photographs, 3)),
         lambda n: pages(folder / f"scan{n}.pdf", rng.sample(photographs, 3)),
         lambda n: subtitles(folder / f"talk{n}.srt", 12),
-        lambda n: (folder / f"notes{n}.md").write_text(f"# Notes {n}\n\n" + "words about this and that. " * 40),
-        lambda n: (folder / f"page{n}.html").write_text(
-            f"<html><title>Page {n}</title><p>{'a paragraph. ' * 60}</html>"
-        ),
+        lambda n: (folder / f"notes{n}.md").write_text(f"# Notes {n}\n\n{prose(rng)}"),
+        lambda n: (folder / f"page{n}.html").write_text(f"<html><title>Page {n}</title><p>{prose(rng)}</html>"),
     ]
     for real in sorted(REAL.iterdir()):
         if real.suffix != ".md":
