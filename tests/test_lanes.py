@@ -70,7 +70,15 @@ def test_a_model_that_fails_on_everything_is_an_error_in_the_thread_that_asks() 
 
 def test_what_torch_computes_in_a_lane_stays_on_one_core_and_elsewhere_as_it_was() -> None:
     torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
+
+    def in_new_thread() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    here, elsewhere = torch.get_num_threads(), in_new_thread()
     seen: list[int] = []
 
     def look(prepared: list[np.ndarray]) -> list[tuple[np.ndarray, None]]:
@@ -79,11 +87,7 @@ def test_what_torch_computes_in_a_lane_stays_on_one_core_and_elsewhere_as_it_was
 
     with Lanes(look, TwoStreams()) as lanes:
         in_parts(lanes, pictures(4), 1)
-    later: list[int] = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert seen == [1, 1, 1, 1] and later == [before] and torch.get_num_threads() == before
+    assert seen == [1, 1, 1, 1] and in_new_thread() == elsewhere and torch.get_num_threads() == here
 
 
 def test_an_index_made_in_two_streams_is_the_one_made_in_one(tmp_path: Path) -> None:
