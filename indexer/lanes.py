@@ -19,6 +19,8 @@ from indexer.encoders import Encoder, streams
 Embedded = tuple[np.ndarray, np.ndarray | None] | str
 """The vector ``(D,)`` and packed tokens of a picture, or why the model does not take it."""
 
+_number_of_threads = threading.Lock()  # torch's default, while it is one for the thread that is being set up
+
 
 class Lanes:
     """Threads that embed batches of prepared pictures. ``with`` stops them."""
@@ -71,10 +73,10 @@ def _one_core() -> None:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.zeros(1).add_(1)
-    thread = threading.Thread(target=torch.set_num_threads, args=(before,))
-    thread.start()
-    thread.join()
+    with _number_of_threads:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        torch.zeros(1).add_(1)
+        thread = threading.Thread(target=torch.set_num_threads, args=(before,))
+        thread.start()
+        thread.join()
