@@ -76,7 +76,7 @@ class Performance:
 
 
 def load(folder: Path) -> Performance | None:
-    """The figures of the last run that read anything; None if there are none, or they cannot be read."""
+    """The figures of the last run that embedded pictures; None if there are none, or they cannot be read."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
         for name in ("reading", "embedding", "storing"):
@@ -125,4 +125,4 @@ class Meter:
     def stage(self) -> Stage:
         """What was done until now."""
         with self._lock:
-            return Stage(self._workers, self._count, round(self._seconds, 3), round(self._waited, 3))
+            return Stage(self._workers, self._count, round(self._seconds, 6), round(self._waited, 6))

@@ -1,4 +1,5 @@
-"""Takes the figures of a run while it goes on, and keeps them beside the index, also of a run that is killed."""
+"""Takes the figures of a run while it goes on and, once it embeds pictures, keeps them beside the index, also for when
+it is killed."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class Performing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.figures().save(self._folder)
+        self._keep()
 
     def finish(self) -> Performance:
         """The run is over, and nothing stopped it."""
@@ -48,7 +49,12 @@ class Performing:
         now = time.perf_counter()
         if now - self._saved >= SAVE_SECONDS:
             self._saved = now
-            self.figures().save(self._folder)
+            self._keep()
+
+    def _keep(self) -> None:
+        figures = self.figures()
+        if figures.embedding.count:  # else those of an earlier run say more
+            figures.save(self._folder)
 
     def figures(self) -> Performance:
         """What was measured until now."""
@@ -57,7 +63,7 @@ class Performing:
         finished = self._seconds is not None
         return Performance(
             started=self._started,
-            seconds=round(self._seconds if self._seconds is not None else time.perf_counter() - self._began, 3),
+            seconds=round(self._seconds if self._seconds is not None else time.perf_counter() - self._began, 6),
             finished=finished,
             model=self._encoder.name,
             precision=verdict.precision if verdict else FLOAT32,

@@ -431,7 +431,7 @@ def show(
 def status(
     index: IndexOption = None,
     performance: Annotated[
-        bool, typer.Option("--performance", help="Say instead how the last run of `index` spent its time.")
+        bool, typer.Option("--performance", help="Say instead how the last run that embedded pictures spent its time.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:

@@ -516,7 +516,7 @@ class Library:
         )
 
     def performance(self) -> Performance | None:
-        """How the last run of ``index`` that read anything spent its time, also one that was killed; None before that.
+        """How the last run of ``index`` with new pictures spent its time, also one that was killed; None before that.
 
         Raises:
             NoIndex: nothing was indexed yet.

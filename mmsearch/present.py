@@ -169,7 +169,7 @@ def performance_line(figures: Performance) -> str:
 def performance_lines(figures: Performance | None) -> list[str]:
     """How a run spent its time, for people."""
     if figures is None:
-        return ["nothing was measured yet; 'mmsearch index FOLDER' does, where there is something new to read"]
+        return ["nothing was measured yet; 'mmsearch index FOLDER' does, where there are new pictures"]
     ended = "" if figures.finished else ", not finished"
     pictures = figures.embedding.count
     rate = f", {pictures / figures.seconds:,.1f} pictures/s" if pictures and figures.seconds else ""

@@ -183,8 +183,8 @@ def test_a_damaged_or_unwritable_cache_only_costs_the_check(tmp_path: Path) -> N
         first.run(pictures(BATCH, number), compute)
     assert first.verdict.precision == BFLOAT16
     (tmp_path / "cache").unlink()
+    second = made(Model())
     for number in range(4):
-        second = made(Model()) if number == 0 else second
         second.run(pictures(BATCH, number), compute)
     (path,) = (tmp_path / "cache").rglob("*.json")
     path.write_text('{"precision": "int3", "why": ""}')
