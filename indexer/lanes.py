@@ -52,14 +52,16 @@ class Lanes:
         return self._pool.submit(self._run, prepared)
 
     def _run(self, prepared: list[np.ndarray]) -> list[Embedded]:
-        if self._warm:
-            with self.meter.work(len(prepared)):
-                return encode_each(self._embed, prepared)
-        with self._warming:  # the first batch loads the weights, and only once
-            with self.meter.work(len(prepared)):
-                found = encode_each(self._embed, prepared)
-            self._warm = True
-            return found
+        if not self._warm and self.count > 1 < len(prepared):
+            with (
+                self._warming
+            ):  # one picture loads the weights, and only once; the other lanes wait no longer than that
+                if not self._warm:
+                    with self.meter.work(0):
+                        encode_each(self._embed, prepared[:1])
+                    self._warm = True
+        with self.meter.work(len(prepared)):
+            return encode_each(self._embed, prepared)
 
 
 def in_parts(lanes: Lanes, batch: list[np.ndarray], size: int) -> list[Embedded]:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from colour_encoder import ColourEncoder
 from PIL import Image
 
 import mmsearch
@@ -144,29 +144,19 @@ def test_a_killed_run_leaves_the_figures_of_a_moment_ago(
     assert last is not None and not last.finished and last.seconds > seen[0].seconds
 
 
-def test_the_model_waits_for_a_slow_disk_and_reading_for_a_slow_model(
-    tmp_path: Path, paint: Callable[..., Path]
+def test_a_model_that_is_quicker_than_the_disk_waits_for_it(
+    tmp_path: Path, paint: Callable[..., Path], library: mmsearch.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Slow(ColourEncoder):
-        def __init__(self, preparing: float, encoding: float) -> None:
-            super().__init__()
-            self.preparing, self.encoding = preparing, encoding
+    prepare = library.encoder.prepare
 
-        def prepare(self, image):  # type: ignore[no-untyped-def]
-            time.sleep(self.preparing)
-            return super().prepare(image)
+    def slowly(image: Image.Image) -> np.ndarray:
+        time.sleep(0.01)
+        return prepare(image)
 
-        def encode_prepared(self, batch):  # type: ignore[no-untyped-def]
-            time.sleep(self.encoding)
-            return super().encode_prepared(batch)
-
-    for n in range(8 * IMAGE_BATCH):
-        paint(f"{n}.png", (n % 256, n // 256, 0), 1)
-    shares = []
-    for preparing, encoding in ((0.004, 0.0), (0.0, 0.1)):
-        with mmsearch.open(tmp_path / f"{preparing}", model=Slow(preparing, encoding)) as library:
-            figures = library.index(tmp_path / "photos").performance
-        assert figures is not None
-        shares.append([stage.waited / (stage.waited + stage.seconds) for stage in (figures.reading, figures.embedding)])
-    (reading, model), (reading_later, model_later) = shares
-    assert model > 0.5 > reading and reading_later > 0.3 > model_later
+    monkeypatch.setattr(library.encoder, "prepare", slowly)
+    for n in range(2 * IMAGE_BATCH):  # fewer than are read ahead, so that reading never waits
+        paint(f"{n}.png", (n, 0, 0), 1)
+    figures = library.index(tmp_path / "photos").performance
+    assert figures is not None
+    assert figures.embedding.waited > 0.9 * figures.reading.seconds / figures.reading.workers / 2
+    assert figures.reading.seconds >= 0.01 * 2 * IMAGE_BATCH > figures.embedding.seconds
