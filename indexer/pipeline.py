@@ -98,6 +98,8 @@ def update(
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
+        writer.add_roots([os.path.abspath(root) for root in roots])
+        if run.todo:
             run.read_and_store(embedding(writer, encoder, compressor))
         run.purge()
         return run.report(time.monotonic() - started)
