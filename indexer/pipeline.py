@@ -29,7 +29,7 @@ from indexer.encoders import Encoder
 from indexer.errors import DecodeError, UsageError
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
-from indexer.reading import IMAGE_BATCH, Read, read_ahead, read_file
+from indexer.reading import IMAGE_BATCH, Read, is_script_file, read_ahead, read_file
 from indexer.records import Stamp
 from indexer.streams import TEXT_BATCH, Streams
 from indexer.tokens import Compressor
@@ -205,12 +205,17 @@ class _Run:
         for found in walk:
             if found.path in seen:
                 continue
-            seen.add(found.path)
             stamp = self._stamps.get(found.path)
+            same = stamp is not None and (stamp.size, stamp.mtime_ns) == (found.size, found.mtime_ns)
+            if not (same and stamp and stamp.asset_id is not None) and is_script_file(found.path):
+                if found.path in tops:
+                    self._skipped.append(Skipped(found.path, "is the source of a program, and no video"))
+                continue
+            seen.add(found.path)
             if self.ocr and stamp and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
                 self._unread.add(found.path)  # its content is known, the text in its pictures is not
                 self.todo.append(found)
-            elif stamp is None or not stamp.complete or (stamp.size, stamp.mtime_ns) != (found.size, found.mtime_ns):
+            elif stamp is None or not stamp.complete or not same:
                 self.todo.append(found)
             elif stamp.asset_id is None:
                 self._skipped_before += 1
