@@ -403,6 +403,10 @@ class _Run:
         self._counts["updated" if self.old(asset.path) else "added"] += 1
         self._digests.add(asset.digest)
 
+    def within(self, path: str, share: float) -> None:
+        """So much of a file, from 0 to 1, has been gone through."""
+        self.progress(Progress(self._done, len(self.todo), len(self._skipped), path, share))
+
     def count_items(self, count: int) -> None:
         """So many pieces more are in the index."""
         self._counts["items"] += count

@@ -116,6 +116,15 @@ def test_times_follow_the_clock_of_the_file_not_its_frame_rate(tmp_path: Path) -
     assert edges(path) == pytest.approx([0, 6], abs=0.3)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts"])  # the latter does not say how long it is
+def test_progress_moves_with_the_time_of_a_video(tmp_path: Path, library: mmsearch.Library, name: str) -> None:
+    path = write(tmp_path / name, [Scene(c, 2) for c in (RED, GREEN, BLUE, RED)])
+    seen: list[tuple[int, float]] = []
+    library.index(path, progress=lambda p: seen.append((p.done, p.share)))
+    assert [done for done, _ in seen] == [0, 0, 0, 0, 1]
+    assert [share for _, share in seen] == pytest.approx([0.25, 0.5, 0.75, 1, 0], abs=0.05)
+
+
 def test_a_slide_show_with_seconds_between_its_frames(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", [Scene(c, 1) for c in (RED, GREEN, BLUE)], fps=1, times=[0, 5, 12])
     assert edges(path) == pytest.approx([0, 5, 12], abs=0.3)

@@ -44,6 +44,8 @@ class Picture:
     span: Span
     frames: Sequence[np.ndarray]
     times: Sequence[float] = ()
+    share: float = 0.0
+    """Of its file, how much ends with it, from 0 to 1; 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
