@@ -507,6 +507,16 @@ def test_a_moment_is_taken_out_of_a_video(folder: Path, tmp_path: Path) -> None:
     assert run("show", f"{folder}/no.mp4#t=1,2", "--frame", tmp_path / "b.png", "--index", index).returncode == 2
 
 
+def test_a_moment_is_named_as_it_is_listed(folder: Path) -> None:
+    film = folder / "film.mp4"
+    moment = showing.Moment(str(film), 4.0, 3610.0)
+    for form in ("{}  0:00:04–1:00:10", "{} 0:04-1:00:10", "{}#t=4,3610", "{}#t=npt:0:00:04,1:00:10", "{}  0:04–60:10"):
+        assert showing.parse_moment(form.format(film)) == moment
+    for wrong in ("{}", "{}  4–10", "{}  0:00:04", "{}  0:10–0:04"):
+        with pytest.raises(mmsearch.UsageError):
+            showing.parse_moment(wrong.format(film))
+
+
 def test_the_frame_of_a_hit_is_its_best_one(folder: Path, library: mmsearch.Library) -> None:
     library.index(folder)
     hit = library.query("blue", k=1)[0]
