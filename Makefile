@@ -19,7 +19,7 @@ test: $(READY)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/pytest
+	OMP_NUM_THREADS=1 $(RUN)/pytest --numprocesses=2 --dist=loadfile
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsearch needs Python 3.10 or newer; name one with make PYTHON=python3.12")'

@@ -217,6 +217,8 @@ def main() -> None:
                     for s in range(0, count, 50_000)
                 ]
                 sets.append((shape, blocks, rows_like(shape, QUESTIONS, options.dim, 7)))
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     for name, blocks, questions in sets:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             built = make_index(Path(folder) / "index", blocks, questions.shape[1])
