@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 
 import numpy as np
 
+from indexer import blas
 from indexer.embedding import Embed, encode_each
 from indexer.encoders import Encoder, streams
 from indexer.performance import Meter
@@ -30,6 +32,7 @@ class Lanes:
         self._embed = embed
         self.count = streams(encoder)
         self.meter = Meter(self.count)
+        self._limits = ExitStack()
         self._warm = False
         self._warming = threading.Lock()
         self._pool = ThreadPoolExecutor(
@@ -37,12 +40,15 @@ class Lanes:
         )
 
     def __enter__(self) -> Lanes:
+        if self.count > 1:
+            self._limits.enter_context(blas.one_thread())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._limits.close()
 
     def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]:
         """Embed a batch of pictures, each ``(C, H, W)``, in the next lane that is free: one result each.

@@ -11,6 +11,7 @@ from colour_encoder import ColourEncoder
 from PIL import Image
 
 import mmsearch
+from indexer import blas
 from indexer.embedding import Embed
 from indexer.errors import ModelError
 from indexer.lanes import Lanes, in_parts
@@ -88,6 +89,23 @@ def test_what_torch_computes_in_a_lane_stays_on_one_core_and_elsewhere_as_it_was
     with Lanes(look, TwoStreams()) as lanes:
         in_parts(lanes, pictures(4), 1)
     assert seen == [1, 1, 1, 1] and in_new_thread() == elsewhere and torch.get_num_threads() == here
+
+
+def test_numpy_computes_on_one_core_while_lanes_do_and_then_as_before() -> None:
+    calls = blas._calls()
+    if calls is None:
+        pytest.skip("NumPy brings no OpenBLAS here")
+    ask, tell = calls
+    before = ask()
+    tell(2)
+    try:
+        with Lanes(plainly(ColourEncoder()), TwoStreams()):
+            assert ask() == 1
+        assert ask() == 2
+        with Lanes(plainly(ColourEncoder()), ColourEncoder()):
+            assert ask() == 2
+    finally:
+        tell(before)
 
 
 def test_an_index_made_in_two_streams_is_the_one_made_in_one(tmp_path: Path) -> None:
