@@ -92,6 +92,8 @@ def make_index(folder: Path, model: str, items: int, seed: int = 0) -> np.ndarra
                     for i, (vector, row) in enumerate(zip(vectors, packed, strict=True), start)
                 ]
             )
+    with mmsearch.open(folder) as library:
+        library.prepare()  # the lists that a run of ``mmsearch index`` ends with
     return np.concatenate(made)
 
 
