@@ -231,20 +231,19 @@ def _text(data: memoryview) -> str:
 # --- operators: the inputs in order, None for one that is left out, and the settings
 
 
-def _gather(x: list[Any], a: Attributes) -> np.ndarray:
-    found: np.ndarray = np.take(x[0], x[1], axis=a.get("axis", 0))
+def _gather(x: list[Any], a: Attributes) -> Any:
+    found = np.take(x[0], x[1], axis=a.get("axis", 0))
     return found
 
 
-def _reshape(x: list[Any], a: Attributes) -> np.ndarray:
+def _reshape(x: list[Any], a: Attributes) -> Any:
     shape = x[1].tolist()
     if not a.get("allowzero", 0):
         shape = [x[0].shape[i] if size == 0 else size for i, size in enumerate(shape)]
-    reshaped: np.ndarray = x[0].reshape(shape)
-    return reshaped
+    return x[0].reshape(shape)
 
 
-def _slice(x: list[Any], _: Attributes) -> np.ndarray:
+def _slice(x: list[Any], _: Attributes) -> Any:
     data, starts, ends, axes, steps = [*x, None, None][:5]
     axes = range(len(starts)) if axes is None else axes.tolist()
     steps = [1] * len(starts) if steps is None else steps.tolist()
@@ -252,8 +251,7 @@ def _slice(x: list[Any], _: Attributes) -> np.ndarray:
     for axis, start, end, step in zip(axes, starts.tolist(), ends.tolist(), steps, strict=True):
         stop = None if step < 0 and end < -data.shape[axis] else end
         chosen[axis] = slice(start, stop, step)
-    part: np.ndarray = data[tuple(chosen)]
-    return part
+    return data[tuple(chosen)]
 
 
 def _split(x: list[Any], a: Attributes) -> list[np.ndarray]:
@@ -273,28 +271,28 @@ def _kept(a: Attributes) -> bool:
     return bool(a.get("keepdims", 1))
 
 
-def _l2(x: list[Any], a: Attributes) -> np.ndarray:
-    found: np.ndarray = np.sqrt(np.sum(x[0] * x[0], axis=_axes(x, a), keepdims=_kept(a)))
+def _l2(x: list[Any], a: Attributes) -> Any:
+    found = np.sqrt(np.sum(x[0] * x[0], axis=_axes(x, a), keepdims=_kept(a)))
     return found
 
 
-def _clip(x: list[Any], _: Attributes) -> np.ndarray:
+def _clip(x: list[Any], _: Attributes) -> Any:
     data, least, most = [*x, None, None][:3]
     if least is not None:
         data = np.maximum(data, least)
     return data if most is None else np.minimum(data, most)
 
 
-def _expand(x: list[Any], _: Attributes) -> np.ndarray:
+def _expand(x: list[Any], _: Attributes) -> Any:
     shape = np.broadcast_shapes(x[0].shape, tuple(x[1].tolist()))
     return np.broadcast_to(x[0], shape)
 
 
-def _unsqueeze(x: list[Any], a: Attributes) -> np.ndarray:
+def _unsqueeze(x: list[Any], a: Attributes) -> Any:
     return np.expand_dims(x[0], _axes(x, a) or ())
 
 
-def _layer_norm(x: list[Any], a: Attributes) -> np.ndarray:
+def _layer_norm(x: list[Any], a: Attributes) -> Any:
     data, scale, shift = [*x, None][:3]
     if a.get("axis", -1) not in (-1, data.ndim - 1):
         raise Unsupported("a normalisation over several axes")
@@ -307,7 +305,7 @@ def _layer_norm(x: list[Any], a: Attributes) -> np.ndarray:
     return normed
 
 
-def _softmax(x: list[Any], a: Attributes) -> np.ndarray:
+def _softmax(x: list[Any], a: Attributes) -> Any:
     axis = a.get("axis", -1)
     found = x[0] - x[0].max(axis=axis, keepdims=True)
     np.exp(found, out=found)
@@ -315,7 +313,7 @@ def _softmax(x: list[Any], a: Attributes) -> np.ndarray:
     return found
 
 
-def _gemm(x: list[Any], a: Attributes) -> np.ndarray:
+def _gemm(x: list[Any], a: Attributes) -> Any:
     left = x[0].T if a.get("transA", 0) else x[0]
     right = x[1].T if a.get("transB", 0) else x[1]
     found = left @ right
@@ -326,31 +324,31 @@ def _gemm(x: list[Any], a: Attributes) -> np.ndarray:
     return found
 
 
-def _mod(x: list[Any], a: Attributes) -> np.ndarray:
+def _mod(x: list[Any], a: Attributes) -> Any:
     return np.fmod(x[0], x[1]) if a.get("fmod", 0) else np.mod(x[0], x[1])
 
 
-def _div(x: list[Any], _: Attributes) -> np.ndarray:
+def _div(x: list[Any], _: Attributes) -> Any:
     left, right = x
     if np.issubdtype(np.asarray(left).dtype, np.integer):
-        found: np.ndarray = np.asarray(np.fix(left / right)).astype(left.dtype)  # towards zero, as in C
+        found = np.asarray(np.fix(left / right)).astype(left.dtype)  # towards zero, as in C
         return found
     return left / right
 
 
-def _matmul(x: list[Any], _: Attributes) -> np.ndarray:
+def _matmul(x: list[Any], _: Attributes) -> Any:
     left, right = x
     if left.ndim > 2 and right.ndim == 2:  # one product in place of one for each row of the batch
-        found: np.ndarray = (left.reshape(-1, left.shape[-1]) @ right).reshape(*left.shape[:-1], right.shape[-1])
+        found = (left.reshape(-1, left.shape[-1]) @ right).reshape(*left.shape[:-1], right.shape[-1])
         return found
     return left @ right
 
 
-def _erf(x: list[Any], _: Attributes) -> np.ndarray:
+def _erf(x: list[Any], _: Attributes) -> Any:
     return erf(x[0]).astype(np.float32)
 
 
-def _constant_of_shape(x: list[Any], a: Attributes) -> np.ndarray:
+def _constant_of_shape(x: list[Any], a: Attributes) -> Any:
     value = a.get("value", np.zeros(1, np.float32))
     return np.full(tuple(x[0].tolist()), value[0], value.dtype)
 

@@ -26,6 +26,7 @@ from indexer import onnx_session
 from indexer.encoders.mini_text import gelu
 from indexer.errors import ModelError, UsageError
 from indexer.onnx_numpy import Network, Unsupported
+from indexer.text_tower.mapped import map_tensors
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
 from mmsearch.calibration import FusedLine
@@ -138,13 +139,10 @@ class FusionReranker:
         Raises:
             ModelError: its weights cannot be read.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         path = self._folder / COMPRESSOR
         try:
-            return FusionCompressor(self._format, self.encoder, load_file(path), self._grid, self._side)
-        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+            return FusionCompressor(self._format, self.encoder, map_tensors(path), self._grid, self._side)
+        except (KeyError, ValueError) as exc:
             raise ModelError(f"cannot read the weights {path}: {exc}") from exc
 
     @cached_property
