@@ -93,7 +93,8 @@ class FusionCompressor:
 def _normalise(x: np.ndarray) -> np.ndarray:
     """The last axis to mean 0 and variance 1 (Ba et al. 2016)."""
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
+    normed: np.ndarray = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
+    return normed
 
 
 def _pooling(grid: int, side: int) -> np.ndarray:
