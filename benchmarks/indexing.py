@@ -3,6 +3,7 @@
     python benchmarks/indexing.py ../shared/data/flickr8k/images --files 2000
     python benchmarks/indexing.py FOLDER --files 2000 --model ViT-B-32 --rclip VENV/bin/rclip --tutorial
     python benchmarks/indexing.py FOLDER --large 500 --model ViT-B-32 --rclip VENV/bin/rclip --tutorial
+    python benchmarks/indexing.py FOLDER --runs 1 --again 5
     python benchmarks/indexing.py --one-more 10000
 
 Each run is a process of its own, start-up included, in a new index; memory is the peak resident size that the operating
@@ -13,7 +14,8 @@ turn is two runs, one with a few of the files: what the others take more than th
 depend on them. rclip takes the weights that it finds in RCLIP_DATADIR, where ``rclip_weights.py`` puts random ones; it
 answers a question after indexing, which the rate once running does not count. ``--large N`` makes N JPEGs of 12
 megapixels from the folder's pictures: enlarged, and with the noise of a sensor, without which they would be small files
-that decode too fast. ``--one-more N`` times the command after one new photograph in a folder of N that is indexed.
+that decode too fast. ``--again N`` also times ours where nothing has changed, ``--one-more N`` after one new photograph
+in a folder of N that is indexed.
 """
 
 from __future__ import annotations
@@ -132,7 +134,7 @@ def enlarge(folder: Path, number: int, path: Path) -> None:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC), np.float32)
     noise = np.random.default_rng(number).normal(0, NOISE, pixels.shape[:2]).astype(np.float32)
-    noisy = np.clip(pixels + noise[:, :, None], 0, 255).astype(np.uint8)
+    noisy = np.rint(np.clip(pixels + noise[:, :, None], 0, 255)).astype(np.uint8)
     Image.fromarray(noisy).save(folder / f"IMG_{number:04d}.jpg", quality=QUALITY)
 
 
@@ -166,6 +168,18 @@ def compare(takers: dict[str, Callable[[Path], Run]], all_: Path, few: Path, run
         print(
             f"{name:12s} {seconds:8.1f} s {count / seconds:7.1f} a second, {running:7.1f} once running {memory:7.0f} MB"
         )
+
+
+def unchanged(folder: Path, model: str, runs: int) -> None:
+    """Time ours where nothing has changed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(scratch, "index")
+        run(index(folder, where, model))
+        again = [run(index(folder, where, model)) for _ in range(runs)]
+        counts = [json.loads(one.said)["unchanged"] for one in again]
+        assert counts == runs * [sum(1 for _ in folder.iterdir())], counts
+    seconds, memory = (statistics.median(getattr(one, what) for one in again) for what in ("seconds", "megabytes"))
+    print(f"again, nothing changed: {seconds:.2f} s, {memory:.0f} MB (medians of {runs})")
 
 
 def one_more(count: int, model: str, runs: int) -> None:
@@ -225,6 +239,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, help="so many of the pictures; else all")
     parser.add_argument("--large", type=int, metavar="N", help="N of 12 megapixels, made from them")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--again", type=int, default=0, metavar="N", help="then ours N times, nothing having changed")
     parser.add_argument("--rclip", type=Path, help="the command rclip of another environment")
     parser.add_argument("--tutorial", action="store_true", help="also open_clip as its tutorial does it")
     parser.add_argument("--one-more", type=int, metavar="N", help="one new photograph in a folder of N")
@@ -251,6 +266,8 @@ def main() -> None:
             takers["open_clip"] = partial(by_tutorial, options.model)
         few = links(paths[: min(FEW, len(paths) // 2)], Path(scratch, "few"))
         compare(takers, links(paths, Path(scratch, "all")), few, options.runs)
+        if options.again:
+            unchanged(Path(scratch, "all"), model, options.again)
 
 
 if __name__ == "__main__":

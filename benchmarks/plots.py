@@ -91,12 +91,12 @@ def lines(axes: Any, unit: str, series: dict[str, dict[str, float]]) -> None:
     ticks = sorted({float(x) for points in series.values() for x in points})
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.minorticks_off()
-    if unit.startswith("ms"):
+    if unit == "milliseconds":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     elif unit == "recall@10":
-        axes.set_ylim(top=1.002)
+        axes.set_ylim(min(0.9, 0.99 * min(y for points in series.values() for y in points.values())), 1.005)
     else:
         axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
