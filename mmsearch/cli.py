@@ -44,7 +44,9 @@ class _Unbuilt(Mapping[str, Any]):
     """The commands by name, in the order in which help shows them."""
 
     def __init__(self) -> None:
-        self._here = {info.name or getattr(info.callback, "__name__", ""): info for info in commands.registered_commands}
+        self._here = {
+            info.name or getattr(info.callback, "__name__", ""): info for info in commands.registered_commands
+        }
         self._built: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
