@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -596,8 +595,9 @@ class Library:
 
 def mini_calibration() -> dict[tuple[Modality, Modality], calibration.Line]:
     """The calibration that ``mini`` carries, fitted on the dev split of Flickr8k."""
-    text = resources.files("indexer").joinpath("weights/mini/calibration.json").read_text(encoding="utf-8")
-    return calibration.read(json.loads(text))
+    from indexer.encoders.mini import CALIBRATION, PACKAGED
+
+    return calibration.read(json.loads((PACKAGED / CALIBRATION).read_text(encoding="utf-8")))
 
 
 def _background(index: Index, encoder: Encoder) -> calibration.Calibration:
