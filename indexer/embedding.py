@@ -9,6 +9,7 @@ import numpy as np
 
 from indexer.encoders import Encoder, PatchEncoder, has_patches
 from indexer.errors import MmsearchError, ModelError, ModelMismatch
+from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.tokens import Compressor, pack_checked
 from indexer.types import VISUAL
@@ -36,14 +37,18 @@ def check_same_model(index: Index, encoder: Encoder) -> None:
     )
 
 
-def embedding(writer: IndexWriter, encoder: Encoder, compressor: Compressor | None) -> Embed:
+def embedding(
+    writer: IndexWriter, encoder: Encoder, compressor: Compressor | None, say: Callable[[str], None] = lambda _: None
+) -> Embed:
     """How pictures are embedded for this index: with tokens if it holds those of ``compressor`` or has no pictures.
+
+    In batches that fit into memory; ``say`` is told when they are made smaller.
 
     Raises:
         ModelMismatch: the index holds other tokens, or ``compressor`` reads patches of another encoder.
     """
     if compressor is None:
-        return _embed_plainly(encoder)
+        return Fitting(_embed_plainly(encoder), "pictures", say)
     patch_encoder, held = check_reads_patches_of(encoder, compressor), writer.token_format
     if held != compressor.format:
         with writer.catalogue.read() as reader:
@@ -51,14 +56,14 @@ def embedding(writer: IndexWriter, encoder: Encoder, compressor: Compressor | No
         pictures = sum(counts[f"items:{m}"] for m in VISUAL)
         if pictures:
             if held is None:
-                return _embed_plainly(encoder)
+                return Fitting(_embed_plainly(encoder), "pictures", say)
             raise ModelMismatch(
                 f"the index in {writer.folder} holds image tokens of other weights ({held.name}) than the ones here "
                 f"({compressor.format.name}); nothing was changed: 'mmsearch index --add-tokens' replaces them, "
                 "--no-tokens indexes new pictures without"
             )
         writer.adopt_tokens(compressor.format)
-    return _embed_with_tokens(patch_encoder, compressor)
+    return Fitting(_embed_with_tokens(patch_encoder, compressor), "pictures", say)
 
 
 def check_reads_patches_of(encoder: Encoder, compressor: Compressor) -> PatchEncoder:
@@ -94,8 +99,6 @@ def encode_each(encode: Callable[[list[Any]], Iterable[T]], batch: list[Any]) ->
         return []
     try:
         return list(encode(batch))
-    except MemoryError:
-        raise
     except Exception as exc:
         if not isinstance(exc, (ModelError, RuntimeError, ValueError)):
             raise

@@ -27,6 +27,7 @@ from indexer.discover import Found, Walk
 from indexer.embedding import Embed, check_same_model, embedding, encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError, UsageError
+from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
 from indexer.reading import IMAGE_BATCH, Read, read_ahead, read_file
@@ -68,6 +69,7 @@ def update(
     compressor: Compressor | None = None,
     ocr: Ocr | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> UpdateReport:
     """Make ``index`` say what the folders and files ``roots`` hold.
 
@@ -84,6 +86,7 @@ def update(
     Of a video at most ``fps`` frames a second are looked at.
     With ``ocr`` the text in pictures and on scanned pages of PDFs is read too, also of those files that are in the
     index and of which it was never read. Without it, what was read stays.
+    ``say`` is told when batches are made smaller, for want of memory.
 
     Raises:
         UsageError: a root does not exist.
@@ -94,11 +97,11 @@ def update(
     """
     started = time.monotonic()
     with index.writing() as writer:
-        run = _Run(writer, encoder, max_text_bytes, fps, ocr, progress)
+        run = _Run(writer, encoder, max_text_bytes, fps, ocr, progress, say)
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
-            run.read_and_store(embedding(writer, encoder, compressor))
+            run.read_and_store(embedding(writer, encoder, compressor, say))
         run.purge()
         return run.report(time.monotonic() - started)
 
@@ -169,9 +172,11 @@ class _Run:
         fps: float,
         ocr: Ocr | None,
         progress: Callable[[Progress], None],
+        say: Callable[[str], None],
     ) -> None:
         self.writer = writer
         self.encoder = encoder
+        self.encode_texts: Fitting[np.ndarray] = Fitting(encoder.encode_texts, "texts", say)
         self.max_text_bytes = max_text_bytes
         self._fps = fps
         self.ocr = ocr
@@ -333,7 +338,7 @@ class _Run:
         """Commit the oldest batch of pictures that the model was given, once it is done with it."""
         reads, result = self._sent.popleft()
         of_pictures = result.result()
-        of_texts = iter(encode_each(self.encoder.encode_texts, [text.text for read in reads for text in read.texts]))
+        of_texts = iter(encode_each(self.encode_texts, [text.text for read in reads for text in read.texts]))
         for read, embedded in zip(reads, of_pictures, strict=True):
             texts = [(text, next(of_texts)) for text in read.texts]
             old = self.old(read.found.path)

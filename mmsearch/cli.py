@@ -141,7 +141,7 @@ def index(
             if add_tokens:
                 try:
                     with ProgressLine() as progress:
-                        tokens = library.add_tokens(progress)
+                        tokens = library.add_tokens(progress, _say)
                 except NoIndex:
                     if not paths:
                         raise  # else a new index has tokens from its first picture on

@@ -236,7 +236,8 @@ class Library:
             tokens: False leaves new pictures without image tokens; they are not reranked.
             ocr: Read the text in pictures and on scanned pages; seconds for each.
             recall: as in ``prepare``, which ends the run.
-            say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same.
+            say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same. Told
+                too when the memory suffices only for smaller batches.
 
         Raises:
             UsageError: ``ocr`` without the extra of that name.
@@ -269,6 +270,7 @@ class Library:
             compressor=self._compressor() if tokens else None,
             ocr=load_ocr() if ocr else None,
             progress=progress,
+            say=say,
         )
         self._prepare_if_possible(recall, say)
         return report
@@ -316,10 +318,13 @@ class Library:
     def _everyday_vectors(self) -> np.ndarray:
         return self.encoder.encode_texts(calibration.everyday_questions())
 
-    def add_tokens(self, progress: Callable[[Progress], None] = lambda _: None) -> TokensReport:
+    def add_tokens(
+        self, progress: Callable[[Progress], None] = lambda _: None, say: Say = lambda _: None
+    ) -> TokensReport:
         """Give every picture in the index the image tokens that the reranker reads; see ``indexer.add_tokens``.
 
         Files are read again; vectors stay as they are. Tokens of another reranker are replaced.
+        ``say`` is told when the memory suffices only for smaller batches.
 
         Raises:
             NoIndex: nothing was indexed yet.
@@ -336,7 +341,7 @@ class Library:
                 f"there is no reranker for {self.encoder.name} that reads image tokens, so there are none to make; "
                 "name the folder of one with --reranker"
             )
-        return add_tokens(index, self.encoder, compressor, progress)
+        return add_tokens(index, self.encoder, compressor, progress, say)
 
     def add(self, items: Sequence[Addition], *, tokens: bool = True) -> None:
         """Make images and texts from memory searchable under the caller's own keys; a key that is there is replaced.
