@@ -47,23 +47,46 @@ def embedding(
     Raises:
         ModelMismatch: the index holds other tokens, or ``compressor`` reads patches of another encoder.
     """
+    return embed_with(encoder, adopted(writer, encoder, compressor), say)
+
+
+def adopted(writer: IndexWriter, encoder: Encoder, compressor: Compressor | None) -> Compressor | None:
+    """``compressor`` if the index takes its tokens, having no others and no picture without, else None.
+
+    Raises:
+        ModelMismatch: as ``embedding`` does.
+    """
     if compressor is None:
-        return Fitting(_embed_plainly(encoder), "pictures", say)
-    patch_encoder, held = check_reads_patches_of(encoder, compressor), writer.token_format
+        return None
+    check_reads_patches_of(encoder, compressor)
+    held = writer.token_format
     if held != compressor.format:
         with writer.catalogue.read() as reader:
             counts = reader.counts()
         pictures = sum(counts[f"items:{m}"] for m in VISUAL)
         if pictures:
             if held is None:
-                return Fitting(_embed_plainly(encoder), "pictures", say)
+                return None
             raise ModelMismatch(
                 f"the index in {writer.folder} holds image tokens of other weights ({held.name}) than the ones here "
                 f"({compressor.format.name}); nothing was changed: 'mmsearch index --add-tokens' replaces them, "
                 "--no-tokens indexes new pictures without"
             )
         writer.adopt_tokens(compressor.format)
-    return Fitting(_embed_with_tokens(patch_encoder, compressor), "pictures", say)
+    return compressor
+
+
+def embed_with(
+    encoder: Encoder, compressor: Compressor | None, say: Callable[[str], None] = lambda _: None
+) -> Fitting[tuple[np.ndarray, np.ndarray | None]]:
+    """How pictures are embedded by ``encoder``, with tokens of ``compressor`` if there is one.
+
+    Raises:
+        ModelMismatch: ``compressor`` reads patches of another encoder.
+    """
+    if compressor is None:
+        return Fitting(_embed_plainly(encoder), "pictures", say)
+    return Fitting(_embed_with_tokens(check_reads_patches_of(encoder, compressor), compressor), "pictures", say)
 
 
 def check_reads_patches_of(encoder: Encoder, compressor: Compressor) -> PatchEncoder:

@@ -22,7 +22,7 @@ from indexer.embedding import encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
 from indexer.fitting import Fitting
-from indexer.lanes import Lanes, in_parts
+from indexer.lanes import Pool, in_parts
 from indexer.pooling import POOL, most_central
 from indexer.reading import IMAGE_BATCH, Read, open_regular
 from indexer.types import Asset, Modality, Span
@@ -97,7 +97,7 @@ class _Embedded:
 class Streams:
     """The files of many pieces of one run."""
 
-    def __init__(self, run: Run, lanes: Lanes, fps: float) -> None:
+    def __init__(self, run: Run, lanes: Pool, fps: float) -> None:
         self._run = run
         self._lanes = lanes
         self._fps = fps

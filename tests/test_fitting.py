@@ -17,7 +17,9 @@ from indexer.fitting import Fitting, is_out_of_memory
 from indexer.reading import IMAGE_BATCH
 from indexer.types import Modality
 
-CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+CPU_MESSAGE = (
+    "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"
+)
 ORT_MESSAGE = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned: std::bad_alloc"
 
 
