@@ -100,14 +100,16 @@ def open(  # named as callers say it: mmsearch.open
         path: the index folder; by default ``MMSEARCH_INDEX`` or the user's data folder.
         model: ``mini``, an open_clip name, a checkpoint folder or an ``Encoder``. By default the model that made the
             index, and ``mini`` for a new one.
-        device: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by default the best there is.
+        device: ``cuda`` (the first GPU for the model, all of them for the search), ``cuda:1``, ``mps`` or ``cpu``; by
+            default the best there is. With several, as in ``cuda:0,cuda:1``, ``index`` embeds many pictures in a
+            process for each; a program of yours then needs its ``if __name__ == "__main__"``.
         reranker: the folder of a reranker, the name of one (``blip-itm-base-coco``; ``load_reranker`` lists them), or a
             ``Reranker``. By default the one that was trained for the model, if there is one; it is loaded when it is
             first needed.
 
     Raises:
         ModelMismatch: the index was made by another model.
-        UsageError, ModelError: there is no such model, or it cannot be loaded.
+        UsageError, ModelError: there is no such model or device, or it cannot be loaded.
         StorageError: the index cannot be read.
     """
     return Library(Path(path) if path is not None else default_folder(), model, device, reranker)
@@ -124,6 +126,13 @@ class Library:
         reranker: str | os.PathLike[str] | Reranker | None = None,
     ) -> None:
         """Use ``mmsearch.open``."""
+        self._devices: tuple[str, ...] = ()
+        if device is not None:
+            from indexer.encoders.device import check_devices, split_devices
+
+            self._devices = split_devices(device)
+            check_devices(self._devices)
+            device = self._devices[0]
         self.folder = Path(os.path.abspath(folder))
         self._index: Index | None = Index.open(self.folder) if Index.exists(self.folder) else None
         if isinstance(model, str):
@@ -269,6 +278,7 @@ class Library:
             fps=fps,
             compressor=self._compressor() if tokens else None,
             ocr=load_ocr() if ocr else None,
+            devices=self._devices,
             progress=progress,
             say=say,
         )
@@ -561,7 +571,9 @@ class Library:
 
     def _use_gpus(self, index: Index) -> None:
         if self._device is not None and self._device.startswith("cuda"):
-            index.search_on_gpus()
+            from indexer.encoders.device import gpu_numbers
+
+            index.search_on_gpus(gpu_numbers(self._devices))
 
     def _compressor(self) -> Compressor | None:
         return None if self.reranker is None else self.reranker.compressor

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import two_processes
+from colour_encoder import ColourCompressor, PatchColourEncoder
 from PIL import Image
 
-import mmsearch
 from indexer import processes
 from indexer.embedding import encode_each
+from indexer.encoders.load import load_encoder
 from indexer.errors import ModelError
+from indexer.index import Index
 from indexer.lanes import in_parts
-from indexer.processes import Processes
+from indexer.pipeline import update
+from indexer.processes import Processes, load_embed
 from indexer.reading import IMAGE_BATCH
 from indexer.types import Modality
 
@@ -130,19 +133,38 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_an_index_made_by_two_processes_is_the_one_made_by_one(tmp_path: Path) -> None:
-    """With image tokens, by the model in the package."""
+def test_an_index_made_by_two_processes_is_the_one_made_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With image tokens; a broken file is a line in the report, and few files are done without further processes."""
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for n in range(2 * IMAGE_BATCH + 1):
-        Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).save(folder / f"{n:03}.png")
+        Image.fromarray(rng.integers(0, 255, (2, 2, 3), np.uint8)).save(folder / f"{n:03}.png")
     (folder / "broken.png").write_bytes(b"no picture")
-    rows = []
-    for device in ("cpu", "cpu,cpu"):
-        with mmsearch.open(tmp_path / device, device=device) as library:
-            report = library.index(folder)
+    monkeypatch.setattr("indexer.pipeline.load_embed", two_processes.colours)
+    encoder, held, seen = PatchColourEncoder(), [], []
+    made = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "dim": encoder.dim}
+    for devices in (("cpu",), ("cpu", "cpu")):
+        with Index.create(tmp_path / str(len(devices)), **made) as index:
+            report = update(index, encoder, [folder], compressor=ColourCompressor(), devices=devices)
             assert report.added == 2 * IMAGE_BATCH + 1 and len(report.skipped) == 1
-            with library._need_index().snapshot() as snapshot:
-                rows.append(snapshot.vectors[Modality.IMAGE].matrix().copy())
-    np.testing.assert_allclose(rows[1], rows[0], atol=1e-6)
+            seen.append(encoder.images_seen)
+            (folder / "late.png").write_bytes((folder / "000.png").read_bytes() + devices[-1].encode())
+            assert update(index, encoder, [folder], compressor=ColourCompressor(), devices=devices).added == 1
+            (folder / "late.png").unlink()
+            with index.snapshot() as snapshot:
+                rows = np.arange(2 * IMAGE_BATCH + 2)
+                held.append((snapshot.vectors[Modality.IMAGE].matrix().copy(), *snapshot.tokens(rows)))
+    assert seen == [2 * IMAGE_BATCH + 1, 2 * IMAGE_BATCH + 2]  # here the second run asked for one picture, the first
+    for one, two in zip(*held, strict=True):
+        np.testing.assert_array_equal(two, one)
+
+
+def test_a_process_loads_the_model_of_the_index_or_says_that_it_is_another() -> None:
+    encoder = load_encoder("mini", "cpu")
+    prepared = encoder.prepare(Image.new("RGB", (40, 30), "teal"))
+    ((vector, tokens),) = load_embed("mini", encoder.fingerprint, None, "cpu", print)([prepared])
+    np.testing.assert_allclose(vector, encoder.encode_prepared(prepared[None])[0], atol=1e-6)
+    assert tokens is None
+    with pytest.raises(ModelError, match="the model mini was changed while it was loaded"):
+        load_embed("mini", "c0ffee", None, "cpu", print)

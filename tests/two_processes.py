@@ -8,11 +8,13 @@ import sys
 import time
 
 import numpy as np
+from colour_encoder import PatchColourEncoder
 
-from indexer.embedding import Embed
+from indexer.embedding import Embed, embed_with
 from indexer.errors import ModelError
 from indexer.fitting import Fitting
 from indexer.processes import Processes, Say
+from indexer.tokens import Compressor
 
 
 def means(device: str, say: Say) -> Embed:
@@ -36,6 +38,12 @@ def five_at_most(device: str, say: Say) -> Embed:
         return embed(prepared)
 
     return Fitting(little, "pictures", say)
+
+
+def colours(model: str, fingerprint: str, compressor: Compressor | None, device: str, say: Say) -> Embed:
+    """The encoder of the tests."""
+    assert (model, fingerprint) == (PatchColourEncoder.name, PatchColourEncoder.fingerprint)
+    return embed_with(PatchColourEncoder(), compressor, say)
 
 
 def dying(device: str, say: Say) -> Embed:
