@@ -1,14 +1,15 @@
 """Moments of a long video by words: a built film of known shots against the same photographs as stills.
 
-    python benchmarks/video.py FLICKR8K [--seconds 7200] [--clip FILE]... [--cache DIR]
+    python benchmarks/video.py FLICKR8K [--split test] [--seconds 7200] [--clip FILE]... [--pool mean] [--cache DIR]
 
-FLICKR8K holds images/, captions.tsv and test.txt. The film is made of 300 photographs of the test split in a random
-order, each shown 2 to 20 seconds and again until the film is long enough, most of them slowly zoomed; half of the
-transitions are hard cuts, the others dissolves of 0.4 to 1.5 seconds. With --clip real clips stand between them. It is
-indexed by `mmsearch index` in a process of its own. Prints cut detection (a cut counts as found within half a second of
-it, or of its dissolve), time, memory, and how often a caption of a photograph finds one of its shots with a temporal
-intersection over union of at least 0.5, beside how often it finds the photograph itself. As the photographs recur in
-the film, ten moments are fewer than ten photographs; "10 photographs" counts a photograph's moments once.
+FLICKR8K holds images/, captions.tsv and test.txt. The film is made of 300 photographs of the split in a random order,
+each shown 2 to 20 seconds and again until the film is long enough, most of them slowly zoomed; half of the transitions
+are hard cuts, the others dissolves of 0.4 to 1.5 seconds. With --clip real clips stand between them. It is indexed by
+`mmsearch index` in a process of its own. Prints cut detection (a cut counts as found within half a second of it, or of
+its dissolve), time, memory, and how often a caption of a photograph finds one of its shots with a temporal intersection
+over union of at least 0.5, beside how often it finds the photograph itself. As the photographs recur in the film, ten
+moments are fewer than ten photographs; "10 photographs" counts a photograph's moments once. Choose by the film of
+--split dev; --pool says how the frames of a clip become its vector.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 from PIL import Image
 
 import mmsearch
+from indexer.pooling import POOL
 from mmsearch.query import parse_query
 from mmsearch.search import Hits
 
@@ -41,6 +43,8 @@ TOLERANCE = 0.5
 OVERLAP = 0.5
 DEPTH = 60
 """Moments that are asked for: enough for ten photographs."""
+INDEXING = "from indexer import pooling, streams; streams.POOL = pooling.{}; from mmsearch.cli import main; main()"
+"""`mmsearch`, with clips pooled in one of the two ways."""
 
 
 def build(path: Path, photographs: Sequence[Path], clips: Sequence[Path], seconds: float, seed: int = 5) -> None:
@@ -142,12 +146,14 @@ def main() -> None:
     """Build what is not built, index, ask, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flickr8k", type=Path)
+    parser.add_argument("--split", choices=("test", "dev"), default="test")
     parser.add_argument("--seconds", type=float, default=7200)
     parser.add_argument("--clip", type=Path, action="append", default=[])
+    parser.add_argument("--pool", choices=("mean", "best_frame"), default=POOL.__name__)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "mmsearch-video-benchmark")
     arguments = parser.parse_args()
     root: Path = arguments.flickr8k
-    names = (root / "test.txt").read_text().split()
+    names = (root / f"{arguments.split}.txt").read_text().split()
     chosen = sorted(random.Random(8).sample(names, PHOTOGRAPHS))
     photographs = [root / "images" / name for name in chosen]
     captions: dict[str, list[str]] = {}
@@ -155,7 +161,7 @@ def main() -> None:
         name, _, caption = line.partition("\t")
         captions.setdefault(name.partition("#")[0], []).append(caption)
 
-    folder = arguments.cache / f"film-{arguments.seconds:.0f}-{len(arguments.clip)}"
+    folder = arguments.cache / f"film-{arguments.split}-{arguments.seconds:.0f}-{len(arguments.clip)}"
     folder.mkdir(parents=True, exist_ok=True)
     film = folder / "film.mp4"
     if not film.exists():
@@ -165,7 +171,7 @@ def main() -> None:
     shutil.rmtree(index, ignore_errors=True)
 
     began = time.monotonic()
-    command = [sys.executable, "-P", "-m", "mmsearch", "index", str(film), "--index", str(index)]
+    command = [sys.executable, "-P", "-c", INDEXING.format(arguments.pool), "index", str(film), "--index", str(index)]
     subprocess.run(command, check=True, stdout=sys.stderr)
     seconds = time.monotonic() - began
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -8,6 +8,8 @@ This is the only module that imports sqlalchemy, and it does the writing; what i
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
     ocr_read       assets in whose pictures text was looked for, whether or not there is any
     skipped        a file that could not be read, with the reason; not tried again until it changes
+    roots          the files and folders that were indexed as such, none below another; an older index knows them only
+                   once it is indexed again
     freed          rows whose piece is gone and whose bytes must be, or are, zeros
     words, names   what is searched word by word, see ``indexer.words``; absent where SQLite lacks FTS5
 
@@ -110,6 +112,7 @@ SKIPPED = sa.Table(
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
 )
+ROOTS = sa.Table("roots", _METADATA, sa.Column("path", sa.LargeBinary, primary_key=True))
 FREED = sa.Table(
     "freed",
     _METADATA,
@@ -189,6 +192,7 @@ class Writer(Reader):
     def __init__(self, connection: Connection) -> None:
         super().__init__(_plain(connection))
         self._connection = connection
+        self._roots: frozenset[str] | None = None
 
     def initialise(self) -> None:
         """Set the counters of a new catalogue; an initialised one stays as it is."""
@@ -243,8 +247,41 @@ class Writer(Reader):
         key = result.inserted_primary_key
         assert key is not None
         if words.available():
-            words.put_name(self._plain, int(key[0]), asset.path or asset.key or "")
+            self._put_name(int(key[0]), asset.path or asset.key or "")
         return int(key[0])
+
+    def _put_name(self, asset_id: int, name: str) -> None:
+        if self._roots is None:
+            self._roots = self.roots()
+        words.put_name(self._plain, asset_id, name, self._roots)
+
+    def add_roots(self, paths: Sequence[str]) -> None:
+        """Remember files and folders that are indexed as such, and let the names below them begin there.
+
+        Of two of which one lies below the other it is the outer one that counts.
+        """
+        before = self.roots()
+        every = before | set(paths)
+        self._roots = frozenset(path for path in every if words.root_of(path, every) == path)
+        self._forget_roots(before - self._roots)
+        new = sorted(self._roots - before)
+        if not new:
+            return
+        self._connection.execute(sa.insert(ROOTS), [{"path": os.fsencode(path)} for path in new])
+        renamed = [(path, stamp.asset_id) for path, stamp in self.stamps(new).items() if stamp.asset_id is not None]
+        if renamed and words.available():
+            for path, asset_id in renamed:
+                self._put_name(asset_id, path)
+            self._leave_traces()
+
+    def forget_roots_under(self, under: Sequence[str]) -> None:
+        """Forget the roots at or below the paths ``under``, of which nothing is in the index any more."""
+        self._forget_roots(path for path in self.roots() if words.root_of(path, under) is not None)
+        self._roots = None
+
+    def _forget_roots(self, paths: Iterable[str]) -> None:
+        for chunk in chunks([os.fsencode(path) for path in paths]):
+            self._connection.execute(sa.delete(ROOTS).where(ROOTS.c.path.in_(chunk)))
 
     def mark_ocr_read(self, asset_id: int) -> None:
         """Say that text was looked for in the pictures of an asset."""
@@ -254,7 +291,7 @@ class Writer(Reader):
         """Give an asset another path or stamp; its items stay as they are."""
         before = self.asset(asset_id)
         if words.available() and (before.path, before.key) != (asset.path, asset.key):
-            words.put_name(self._plain, asset_id, asset.path or asset.key or "")
+            self._put_name(asset_id, asset.path or asset.key or "")
             self._leave_traces()
         self._connection.execute(sa.update(ASSETS).where(ASSETS.c.id == asset_id).values(_asset_values(asset)))
         if asset.path:
@@ -415,8 +452,9 @@ def _make_words(writer: Writer) -> None:
             words.put_texts(connection, waiting)
             waiting = []
     words.put_texts(connection, waiting)
+    roots = writer.roots()
     for asset_id, name in writer.all_names():
-        words.put_name(connection, asset_id, name)
+        words.put_name(connection, asset_id, name, roots)
     writer._set("words", words.VERSION)
     writer._set("word_traces", 0)
 

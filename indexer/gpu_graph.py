@@ -114,7 +114,7 @@ def available() -> bool:
     """Whether the FAISS that is installed can build such graphs."""
     try:
         faiss = import_faiss()
-    except ImportError:
+    except (ImportError, RuntimeError):  # without the libraries of cuVS it is not even imported
         return False
     return "CUVS" in faiss.get_compile_options().split() and hasattr(faiss, "GpuIndexCagra")
 

@@ -32,7 +32,7 @@ from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
 from indexer.processes import Processes, load_embed
-from indexer.reading import IMAGE_BATCH, Read, read_ahead, read_file
+from indexer.reading import IMAGE_BATCH, Read, is_script_file, read_ahead, read_file
 from indexer.records import Stamp
 from indexer.streams import TEXT_BATCH, Streams
 from indexer.tokens import Compressor
@@ -105,6 +105,8 @@ def update(
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
+        writer.add_roots([os.path.abspath(root) for root in roots])
+        if run.todo:
             taken = adopted(writer, encoder, compressor)
             if len(run.todo) <= IMAGE_BATCH * len(devices):  # done before a second process has loaded the model
                 devices = ()
@@ -224,12 +226,17 @@ class _Run:
         for found in walk:
             if found.path in seen:
                 continue
-            seen.add(found.path)
             stamp = self._stamps.get(found.path)
+            same = stamp is not None and (stamp.size, stamp.mtime_ns) == (found.size, found.mtime_ns)
+            if not (same and stamp and stamp.asset_id is not None) and is_script_file(found.path):
+                if found.path in tops:
+                    self._skipped.append(Skipped(found.path, "is the source of a program, and no video"))
+                continue
+            seen.add(found.path)
             if self.ocr and stamp and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
                 self._unread.add(found.path)  # its content is known, the text in its pictures is not
                 self.todo.append(found)
-            elif stamp is None or not stamp.complete or (stamp.size, stamp.mtime_ns) != (found.size, found.mtime_ns):
+            elif stamp is None or not stamp.complete or not same:
                 self.todo.append(found)
             elif stamp.asset_id is None:
                 self._skipped_before += 1
@@ -416,6 +423,10 @@ class _Run:
         """A file is in the index as a whole."""
         self._counts["updated" if self.old(asset.path) else "added"] += 1
         self._digests.add(asset.digest)
+
+    def within(self, path: str, share: float) -> None:
+        """So much of a file, from 0 to 1, has been gone through."""
+        self.progress(Progress(self._done, len(self.todo), len(self._skipped), path, share))
 
     def count_items(self, count: int) -> None:
         """So many pieces more are in the index."""

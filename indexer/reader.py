@@ -351,8 +351,9 @@ class Reader:
         try:
             words.check(self._plain)
             faults = sum(1 for text, held in self._plain.execute(texts) if held != words.prepare(text))
+            roots = self.roots()
             for path, key, name, folders in self._plain.execute(names):
-                faults += (name, folders) != words.name_words(key if path is None else os.fsdecode(path))
+                faults += (name, folders) != words.name_words(key if path is None else os.fsdecode(path), roots)
             return faults + sum(int(count) for query in ghosts for count in self._column(query))
         except sqlite3.Error:
             return sum(1 for _ in self.all_texts()) + sum(1 for _ in self.all_names())
@@ -365,6 +366,10 @@ class Reader:
         """The path, or the key, of every asset with its number."""
         for asset_id, path, key in self._plain.execute('SELECT id, path, "key" FROM assets'):
             yield asset_id, key if path is None else os.fsdecode(path)
+
+    def roots(self) -> frozenset[str]:
+        """The files and folders that were indexed as such, none of them below another; empty where it is not known."""
+        return frozenset(os.fsdecode(path) for path in self._column("SELECT path FROM roots"))
 
     def word_traces(self) -> bool:
         """Whether words of what was removed may still stand in the tables."""

@@ -22,6 +22,7 @@ from indexer.decode import (
     decode_image,
     is_moving,
     is_picture,
+    is_script,
     still,
     stream_suffix,
 )
@@ -38,6 +39,8 @@ MAX_IMAGE_BYTES = 300_000_000
 """A picture file above this is not read: two of them decoding at once must fit beside the model."""
 
 _READ_CHUNK = 1 << 20
+_HEAD = 4096
+"""Bytes by which TypeScript is told from a transport stream: no packet of one is without a control character."""
 
 T = TypeVar("T")
 
@@ -204,6 +207,20 @@ def open_regular(path: str) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def is_script_file(path: str) -> bool:
+    """Whether a file that may be a video by its name is the source of a program; see ``is_script``.
+
+    What cannot be read is none: it is a video that cannot be read.
+    """
+    if not is_script(path, b" "):
+        return False
+    try:
+        with open_regular(path) as file:
+            return is_script(path, file.read(_HEAD))
+    except OSError:
+        return False
 
 
 def digest_stream(file: BinaryIO) -> bytes:

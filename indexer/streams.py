@@ -63,6 +63,9 @@ class Run(Protocol):
     def stored(self, asset: Asset) -> None:
         """A file is in the index as a whole."""
 
+    def within(self, path: str, share: float) -> None:
+        """So much of a file, from 0 to 1, has been gone through."""
+
     def count_items(self, count: int) -> None:
         """So many pieces more are in the index."""
 
@@ -122,6 +125,8 @@ class Streams:
                     file.seen += 1
                     if isinstance(piece, Picture):
                         self._frames += len(piece.frames)
+                        if piece.share:
+                            self._run.within(path, piece.share)
                     else:
                         self._texts += 1
                     if self._texts >= TEXT_BATCH or self._frames >= IMAGE_BATCH:

@@ -94,12 +94,16 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is: files done out of ``total``, ``skipped`` among them, and the one it is at."""
+    """Where a run is: files done out of ``total``, ``skipped`` among them, and the one it is at.
+
+    ``share`` is how much of that one is done, from 0 to 1, while it is in the middle of it: a long video or document.
+    """
 
     done: int
     total: int
     skipped: int
     path: str
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Words as the catalogue searches them: two full-text tables beside the items, and how text and questions become words.
 
     words   a row for each passage, under the number of its item
-    names   a row for each file, or key of what was added from memory, under the number of its asset: name and folders
+    names   a row for each file, or key of what was added from memory, under the number of its asset: its name, and the
+            folders between it and the one that was indexed, so that it does not matter where a library lies
 
 Both are FTS5 tables of SQLite (BM25 after Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009), cut
 into words by ``unicode61`` without diacritics. They are written and cleared in the transactions of the items, so that
@@ -20,7 +21,7 @@ import os
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 VERSION = 1
@@ -55,14 +56,35 @@ def prepare(text: str) -> str:
     return _SIGN.sub(r" \g<0> ", text.replace("\0", " "))
 
 
-def name_words(path: str) -> tuple[str, str]:
-    """The name of a file with its parts, and the folders above it likewise: what is put into ``names``.
+def name_words(path: str, roots: Collection[str] = ()) -> tuple[str, str]:
+    """The name of a file with its parts, and likewise the folders below the root that it was indexed under: what is put
+    into ``names``. All folders where that is none of ``roots``.
 
-    >>> name_words("/photos/LakeDistrict/IMG2024-113.jpg")
-    ('IMG2024-113.jpg IMG 2024-113.jpg', 'photos LakeDistrict Lake District')
+    >>> name_words("/photos/LakeDistrict/IMG2024-113.jpg", {"/photos"})
+    ('IMG2024-113.jpg IMG 2024-113.jpg', 'LakeDistrict Lake District')
     """
     folder, name = os.path.split(path)
+    root = root_of(path, roots)
+    if root is not None:
+        folder = folder[len(root) :]
     return _with_parts(prepare(name)), " ".join(_with_parts(prepare(one)) for one in folder.split("/") if one)
+
+
+def root_of(path: str, roots: Collection[str]) -> str | None:
+    """The outermost of ``roots`` (files or folders, absolute) that ``path`` is, or lies below; None if it is none.
+
+    >>> root_of("/photos/lake/a.jpg", {"/photos", "/photos/lake"}), root_of("/photos2/a.jpg", {"/photos"})
+    ('/photos', None)
+    """
+    found = None
+    while roots:
+        if path in roots:
+            found = path
+        above = os.path.dirname(path)
+        if above == path:
+            break
+        path = above
+    return found
 
 
 def phrases(question: str) -> list[Phrase]:
@@ -133,10 +155,10 @@ def put_texts(connection: sqlite3.Connection, texts: Sequence[tuple[int, str]]) 
         connection.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", rows)
 
 
-def put_name(connection: sqlite3.Connection, asset_id: int, path: str) -> None:
+def put_name(connection: sqlite3.Connection, asset_id: int, path: str, roots: Collection[str] = ()) -> None:
     """Write the path of a file, or the key of what has none, in place of what stands under its number."""
     connection.execute("DELETE FROM names WHERE rowid = ?", (asset_id,))
-    connection.execute("INSERT INTO names(rowid, name, folders) VALUES (?, ?, ?)", (asset_id, *name_words(path)))
+    connection.execute("INSERT INTO names(rowid, name, folders) VALUES (?, ?, ?)", (asset_id, *name_words(path, roots)))
 
 
 def remove(connection: sqlite3.Connection, item_ids: Sequence[int], asset_ids: Sequence[int]) -> None:

@@ -25,6 +25,7 @@ from indexer.rowfile import RowFile
 from indexer.tokens import TokenFile, TokenFormat, token_checksum, token_path
 from indexer.types import VISUAL, Modality
 from indexer.vectors import UNIT_TOLERANCE, VectorFile, check_vectors, checksum, vector_path
+from indexer.words import root_of
 
 _VERIFY_CHUNK = 4096
 """Rows read at a time while verifying or compacting: 8 MB of vectors of 512 numbers, at most 37 MB of tokens."""
@@ -246,9 +247,18 @@ class IndexWriter:
         with self.catalogue.write() as writer:
             writer.advance({})
 
-    def forget_skipped_under(self, under: Sequence[str]) -> int:
-        """Forget the skipped files at or below the paths ``under``."""
+    def add_roots(self, paths: Sequence[str]) -> None:
+        """Remember the files and folders that are indexed as such: names in the word search begin below them."""
+        with self.catalogue.read() as reader:
+            roots = reader.roots()
+        if any(root_of(path, roots) is None for path in paths):
+            with self.catalogue.write() as writer:
+                writer.add_roots(paths)
+
+    def forget_under(self, under: Sequence[str]) -> int:
+        """Forget the skipped files and the roots at or below the paths ``under``; return how many files there were."""
         with self.catalogue.write() as writer:
+            writer.forget_roots_under(under)
             return writer.forget_skipped_under(under)
 
     def forget_skipped(self, paths: Sequence[str]) -> None:

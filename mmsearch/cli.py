@@ -401,7 +401,7 @@ def explain(
 
 @app.command()
 def show(
-    hit: Annotated[str, typer.Argument(metavar="HIT", help="A moment: FILE#t=START,END, in seconds or as 0:01:23.")],
+    hit: Annotated[str, typer.Argument(metavar="HIT", help="A moment, as it is listed, or FILE#t=START,END.")],
     frame: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Write its best frame to this picture.")
     ] = None,

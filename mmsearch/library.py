@@ -494,7 +494,7 @@ class Library:
                 ids = reader.asset_ids(under=under, keys=list(keys))
             if ids:
                 writer.apply([Remove(ids)])
-            forgotten = writer.forget_skipped_under(under)
+            forgotten = writer.forget_under(under)
         return len(ids) + forgotten
 
     def status(self) -> Status:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _CLOCK = r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d*)?)"
 _FRAGMENT = re.compile(rf"(.+)#t=(?:npt:)?{_CLOCK}(?:,{_CLOCK})?", re.DOTALL)
+_LISTED = re.compile(r"(.+?)\s+((?:\d+:)?\d+:\d\d)\s*[-–]\s*((?:\d+:)?\d+:\d\d)", re.DOTALL)
+"""A moment as the list of answers prints it."""
 _RATE = 30
 """Frames a second of an exact cut from a file that does not say how many it has."""
 
@@ -36,10 +38,13 @@ class Moment:
 def parse_moment(hit: str) -> Moment:
     """``holiday.mp4#t=83,95`` or ``holiday.mp4#t=0:01:23,0:01:35``, a media fragment as W3C has them, to a moment.
 
+    So is ``holiday.mp4  0:01:23–0:01:35``, as it stands in a list of answers, where seconds are cut short.
+
     Raises:
         UsageError: it is none, or there is no such file.
     """
-    found = _FRAGMENT.fullmatch(hit)
+    listed = _LISTED.fullmatch(hit.strip())
+    found = _FRAGMENT.fullmatch(hit if listed is None else "{}#t={},{}".format(*listed.groups()))
     if not found:
         raise UsageError(f"{hit!r} names no moment; write FILE#t=START,END as in holiday.mp4#t=83,95")
     start = _seconds(found.groups()[1:4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ class Squares:
     "error", [MemoryError(), RuntimeError(CPU_MESSAGE), Exception(ORT_MESSAGE), RuntimeError("CUDA out of memory.")]
 )
 def test_a_batch_is_halved_until_it_fits_and_later_ones_come_in_parts_of_that_size(error: Exception) -> None:
-    encode, said = Squares(20, error), []
+    encode = Squares(20, error)
+    said: list[str] = []
     fitting = Fitting(encode, "numbers", said.append)
     assert fitting(list(range(64))) == [n**2 for n in range(64)]
     assert encode.tried == [64, 32, 16, 16, 16, 16]
@@ -120,7 +122,7 @@ class SmallMemory(ColourEncoder):
             raise RuntimeError(CPU_MESSAGE)
         return super().encode_prepared(batch)
 
-    def encode_texts(self, texts: list[str]) -> np.ndarray:
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         if len(texts) > 3:
             raise MemoryError
         return super().encode_texts(texts)
@@ -133,7 +135,8 @@ def test_an_index_made_with_little_memory_is_the_one_made_with_much(tmp_path: Pa
         Image.new("RGB", (2, 2), (n, 255 - n, 7)).save(folder / f"{n:03}.png")
     for n, word in enumerate(["red", "green", "blue", "red green", "red blue"]):
         (folder / f"{n}.txt").write_text(word)
-    rows, said, small = [], [], SmallMemory()
+    rows, small = [], SmallMemory()
+    said: list[str] = []
     for encoder in (ColourEncoder(), small):
         with mmsearch.open(tmp_path / encoder.__class__.__name__, model=encoder) as library:
             assert library.index(folder, say=said.append).added == 2 * IMAGE_BATCH + 5

@@ -11,7 +11,7 @@ import pytest
 from indexer.pipeline import Progress
 from indexer.types import Asset, Item, Modality, Skipped, Span, UpdateReport
 from mmsearch.present import display_path, duration, hits_paths, hits_table, report_lines
-from mmsearch.progress import ProgressLine, describe
+from mmsearch.progress import ProgressLine, describe, describe_within
 from mmsearch.search import Hit
 
 
@@ -64,6 +64,35 @@ def test_durations(seconds: float, words: str) -> None:
 def test_progress_in_words() -> None:
     assert describe(Progress(120, 8086, 2, "x"), 4.0) == "120 of 8,086 files, 30.0/s, 4 min 26 s left, 2 skipped"
     assert describe(Progress(0, 5, 0, "x"), 0.0) == "0 of 5 files, 0.0/s"
+
+
+def test_progress_within_a_film() -> None:
+    """Ten seconds for a fifth of it: forty for the rest; two more files at half a second, as the 120 before took."""
+    film = Progress(120, 123, 0, "/v/film.mp4", 0.2)
+    assert describe_within(film, 60.0, 10.0, 0.2) == "120 of 123 files, film.mp4 20 %, 41 s left"
+    alone = Progress(0, 2, 1, "/v/film.mp4", 0.75)  # resumed at half of it; the other one is taken for as long
+    assert describe_within(alone, 0.0, 10.0, 0.25) == "0 of 2 files, film.mp4 75 %, 50 s left, 1 skipped"
+    begun = Progress(0, 1, 0, f"/v/{'a' * 20}{'b' * 20}.mp4", 0.01)
+    assert describe_within(begun, 0.0, 0.0, 0.0) == f"0 of 1 files, {'a' * 16}…{'b' * 11}.mp4 1 %"
+
+
+def test_the_line_moves_within_a_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    log = io.StringIO()
+    with ProgressLine(log) as progress:
+        progress(Progress(1, 3, 0, "x"))
+        for n in range(1, 5):
+            progress(Progress(1, 3, 0, "film.mp4", n / 4))
+        progress(Progress(2, 3, 0, "film.mp4"))
+    assert log.getvalue().splitlines() == [
+        "1 of 3 files, 0.1/s, 20 s left",
+        "1 of 3 files, film.mp4 25 %",
+        "1 of 3 files, film.mp4 50 %, 40 s left",
+        "1 of 3 files, film.mp4 75 %, 30 s left",
+        "1 of 3 files, film.mp4 100 %, 20 s left",
+        "2 of 3 files, 2.0/min, 30 s left",
+    ]
 
 
 def test_a_log_gets_a_plain_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_two_processes_make_what_one_makes_in_order_and_share_the_work(way: str) -> None:
-    before, said = shared(), []
+    before = shared()
+    said: list[str] = []
     batch = pictures(70)
     with Processes(two_processes.means, ["cpu", "cpu"], said.append) as two:
         assert two.count == 2

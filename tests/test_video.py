@@ -116,6 +116,15 @@ def test_times_follow_the_clock_of_the_file_not_its_frame_rate(tmp_path: Path) -
     assert edges(path) == pytest.approx([0, 6], abs=0.3)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts"])  # the latter does not say how long it is
+def test_progress_moves_with_the_time_of_a_video(tmp_path: Path, library: mmsearch.Library, name: str) -> None:
+    path = write(tmp_path / name, [Scene(c, 2) for c in (RED, GREEN, BLUE, RED)])
+    seen: list[tuple[int, float]] = []
+    library.index(path, progress=lambda p: seen.append((p.done, p.share)))
+    assert [done for done, _ in seen] == [0, 0, 0, 0, 1]
+    assert [share for _, share in seen] == pytest.approx([0.25, 0.5, 0.75, 1, 0], abs=0.05)
+
+
 def test_a_slide_show_with_seconds_between_its_frames(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", [Scene(c, 1) for c in (RED, GREEN, BLUE)], fps=1, times=[0, 5, 12])
     assert edges(path) == pytest.approx([0, 5, 12], abs=0.3)
@@ -496,6 +505,16 @@ def test_a_moment_is_taken_out_of_a_video(folder: Path, tmp_path: Path) -> None:
         assert len(container.streams.audio) == 1
     assert run("show", folder / "film.mp4", "--frame", tmp_path / "b.png", "--index", index).returncode == 2
     assert run("show", f"{folder}/no.mp4#t=1,2", "--frame", tmp_path / "b.png", "--index", index).returncode == 2
+
+
+def test_a_moment_is_named_as_it_is_listed(folder: Path) -> None:
+    film = folder / "film.mp4"
+    moment = showing.Moment(str(film), 4.0, 3610.0)
+    for form in ("{}  0:00:04–1:00:10", "{} 0:04-1:00:10", "{}#t=4,3610", "{}#t=npt:0:00:04,1:00:10", "{}  0:04–60:10"):
+        assert showing.parse_moment(form.format(film)) == moment
+    for wrong in ("{}", "{}  4–10", "{}  0:00:04", "{}  0:10–0:04"):
+        with pytest.raises(mmsearch.UsageError):
+            showing.parse_moment(wrong.format(film))
 
 
 def test_the_frame_of_a_hit_is_its_best_one(folder: Path, library: mmsearch.Library) -> None:

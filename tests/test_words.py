@@ -463,7 +463,7 @@ def test_a_page_is_named_in_the_table(merged: mmsearch.Library) -> None:
 def test_exact_finds_what_holds_all_words_best_first(library: mmsearch.Library, photos: Path) -> None:
     for n, text in enumerate(TEXTS):
         (photos / f"{n}.txt").write_text(text)
-    library.index(photos)
+    library.index(photos.parent)
 
     def found(question: str, **asked: object) -> list[str]:
         return [hit.path.name for hit in library.query(question, exact=True, **asked) if hit.path]  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from indexer.decode.streams import (
     Source,
     decode,
     is_moving,
+    is_script,
     still,
     stream_suffix,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "decode_image",
     "is_moving",
     "is_picture",
+    "is_script",
     "iter_passages",
     "modality_of",
     "reads_ocr",

@@ -49,6 +49,7 @@ class Animation:
             raise DecodeError(f"the picture is too large: the limit is {MAX_PIXELS:,} pixels")
         self.damaged = 0
         self.duration: float | None = None
+        self.expected: float | None = None
         self.frame_length = _DEFAULT
 
     def __enter__(self) -> Animation:

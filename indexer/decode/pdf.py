@@ -60,7 +60,7 @@ def decode(source: Source) -> Iterator[Passage | Picture]:
             raise DecodeError(f"has {pages:,} pages; the limit is {MAX_PAGES:,}")
         for number in range(first, pages + 1):
             try:
-                pieces = _page(document, number, source)
+                pieces = _page(document, number, number / pages, source)
             except (PdfiumError, ValueError) as exc:
                 source.report(f"page {number} cannot be read: {exc}")
                 continue
@@ -103,7 +103,7 @@ def _opened(file: BinaryIO) -> Iterator[PdfDocument]:
             document.close()
 
 
-def _page(document: PdfDocument, number: int, source: Source) -> list[Passage | Picture]:
+def _page(document: PdfDocument, number: int, share: float, source: Source) -> list[Passage | Picture]:
     """The pieces of one page."""
     pieces: list[Passage | Picture] = []
     span = Span(page=number)
@@ -122,7 +122,7 @@ def _page(document: PdfDocument, number: int, source: Source) -> list[Passage | 
     if scan is not None and source.ocr and not blank:
         pieces += read_page(source.ocr, scan, span, source.max_tokens, source.count_tokens)
     if not blank:
-        pieces.append(Picture(span, [source.prepare(look)]))
+        pieces.append(Picture(span, [source.prepare(look)], share=share))
     return pieces
 
 

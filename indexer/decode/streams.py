@@ -10,6 +10,7 @@ A decoder module is loaded with the first file that needs it.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
 import re
@@ -43,6 +44,8 @@ class Picture:
     span: Span
     frames: Sequence[np.ndarray]
     times: Sequence[float] = ()
+    share: float = 0.0
+    """Of its file, how much ends with it, from 0 to 1; 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +114,8 @@ KINDS |= {
 KINDS |= dict.fromkeys(("htm", "html", "xhtml"), Kind(Modality.TEXT, "indexer.decode.markup:decode_html"))
 
 
+_SCRIPT_EXTENSIONS = frozenset({"mts", "ts"})
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _MOVING = re.compile(
     rb"....ftyp|....moov|....mdat|....wide|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|OggS|\0\0\x01[\xba\xb3]|"
     rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
@@ -121,6 +126,16 @@ _MOVING = re.compile(
 def is_moving(head: bytes) -> bool:
     """Whether a file that begins so, and is no picture, is a video in a known format."""
     return _MOVING.match(head) is not None
+
+
+def is_script(path: str, head: bytes) -> bool:
+    """Whether a file that is called like an MPEG transport stream and begins so is TypeScript, or another text.
+
+    A stream has packets of 188 bytes that begin with 0x47, and few of their bytes are letters; a damaged one is still
+    no text.
+    """
+    extension = os.path.splitext(path)[1][1:].lower()
+    return extension in _SCRIPT_EXTENSIONS and bool(head) and not _CONTROL.search(head.removeprefix(codecs.BOM_UTF8))
 
 
 def stream_suffix(path: str, modality: Modality) -> str:

@@ -95,6 +95,10 @@ class Footage(Protocol):
         """Seconds that the file says it has; None if it does not say."""
 
     @property
+    def expected(self) -> float | None:
+        """About how many seconds it has, be it a guess by its size; None where nothing is known."""
+
+    @property
     def frame_length(self) -> float:
         """Seconds that the last frame is shown."""
 
@@ -181,6 +185,11 @@ class Video:
             return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
         alone = len(self.container.streams) == 1  # else it may be the sound that lasts longer
         return self.container.duration / 1_000_000 if alone and self.container.duration else None
+
+    @property
+    def expected(self) -> float | None:
+        """About how many seconds it has, be it a guess by its size; None where nothing is known."""
+        return self.duration or (self.container.duration or 0) / 1_000_000 or None
 
     def frames(self, start: float = 0.0, *, fps: float | None = None) -> Iterator[Frame]:
         """Frames from ``start`` on, in the order of their times; with ``fps`` at most so many a second.
@@ -366,7 +375,7 @@ class _Clip:
             return self.drifted
         return self.start + LONGEST if certain >= self.start + LONGEST else None
 
-    def picture(self, end: float, source: Source) -> Picture | None:
+    def picture(self, end: float, source: Source, whole: float | None) -> Picture | None:
         """The clip, which ends here; None if it shows nothing."""
         margin = min(_MARGIN, 0.2 * (end - self.start))
         shown = self.candidates + self.recent
@@ -375,7 +384,9 @@ class _Clip:
             return None
         chosen = choose([c.descriptor for c in clear], most=MOST_FRAMES, change=_CHANGE)
         frames = [source.prepare(clear[i].image) for i in chosen]
-        return Picture(Span(start=_ms(self.start), end=_ms(end)), frames, [_ms(clear[i].time) for i in chosen])
+        times = [_ms(clear[i].time) for i in chosen]
+        share = min(end / whole, 1.0) if whole else 0.0
+        return Picture(Span(start=_ms(self.start), end=_ms(end)), frames, times, share)
 
 
 def _clips(source: Source) -> Generator[Picture, None, None]:
@@ -391,7 +402,7 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
     """
     start = source.last.end if source.last is not None and source.last.best is not None else None
     yielded = start is not None
-    clip, finder = _Clip(start or 0.0), CutFinder(source.fps)
+    clip, finder, whole = _Clip(start or 0.0), CutFinder(source.fps), video.expected
     last, widest = start or 0.0, 0.0
     # A cut is a matter of the seconds around it: a run that goes on begins a little earlier, and finds the same ones.
     for time, descriptor, frame in _looked_at(video, max(0.0, last - _WARM_UP), source.fps):
@@ -403,7 +414,7 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
         if not cuts and (over := clip.over(finder.certain)) is not None:
             cuts = [over]
         for cut in cuts:
-            clip, picture = _cut(clip, cut, source)
+            clip, picture = _cut(clip, cut, source, whole)
             if picture is not None:
                 yielded = True
                 yield picture
@@ -416,11 +427,11 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
     for cut in finder.flush():
         if cut <= clip.start + 2e-3:
             continue
-        clip, picture = _cut(clip, cut, source)
+        clip, picture = _cut(clip, cut, source, whole)
         if picture is not None:
             yielded = True
             yield picture
-    picture = clip.picture(end, source)
+    picture = clip.picture(end, source, whole)
     if picture is not None:
         yielded = True
         yield picture
@@ -450,11 +461,11 @@ def _looked_at(video: Footage, start: float, fps: float) -> Iterator[tuple[float
         before = frame.time, descriptor
 
 
-def _cut(clip: _Clip, end: float, source: Source) -> tuple[_Clip, Picture | None]:
+def _cut(clip: _Clip, end: float, source: Source, whole: float | None) -> tuple[_Clip, Picture | None]:
     """End a clip at ``end``; the next one has what was seen since."""
     following = _Clip(end, recent=[c for c in clip.recent if c.time >= end])
     clip.recent = [c for c in clip.recent if c.time < end]
-    return following, clip.picture(end, source)
+    return following, clip.picture(end, source, whole)
 
 
 def _ms(time: float) -> float:
