@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,16 @@ from indexer.encoders import Encoder, streams
 
 Embedded = tuple[np.ndarray, np.ndarray | None] | str
 """The vector ``(D,)`` and packed tokens of a picture, or why the model does not take it."""
+
+
+class Pool(Protocol):
+    """What embeds several batches at a time: ``Lanes``, or ``indexer.processes.Processes``."""
+
+    count: int
+    """Batches that are computed at a time."""
+
+    def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]: ...
+
 
 _number_of_threads = threading.Lock()  # torch's default, while it is one for the thread that is being set up
 
@@ -58,7 +69,7 @@ class Lanes:
             return found
 
 
-def in_parts(lanes: Lanes, batch: list[np.ndarray], size: int) -> list[Embedded]:
+def in_parts(lanes: Pool, batch: list[np.ndarray], size: int) -> list[Embedded]:
     """Pictures, each ``(C, H, W)``, embedded in parts of ``size`` in all lanes, in their order."""
     parts = [lanes.submit(batch[start : start + size]) for start in range(0, len(batch), size)]
     return [one for part in parts for one in part.result()]

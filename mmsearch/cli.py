@@ -116,7 +116,13 @@ def index(
     ] = None,
     index: IndexOption = None,
     model: ModelOption = None,
-    device: DeviceOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cuda, cuda:1, mps or cpu; cuda:0,cuda:1 for a process on each; else the best there is.",
+        ),
+    ] = None,
     reranker: RerankerOption = None,
     no_tokens: Annotated[
         bool, typer.Option("--no-tokens", help="Store no image tokens of new pictures; they are not reranked.")
@@ -168,7 +174,7 @@ def index(
             if add_tokens:
                 try:
                     with ProgressLine() as progress:
-                        tokens = library.add_tokens(progress)
+                        tokens = library.add_tokens(progress, _say)
                 except NoIndex:
                     if not paths:
                         raise  # else a new index has tokens from its first picture on
