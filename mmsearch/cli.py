@@ -465,16 +465,28 @@ def show(
 
 
 @commands.command()
-def status(index: IndexOption = None, json_: JsonOption = False) -> None:
+def status(
+    index: IndexOption = None,
+    performance: Annotated[
+        bool, typer.Option("--performance", help="Say instead how the last run that embedded pictures spent its time.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
     """Say what is indexed, by which model, and what was skipped.
 
     Example: mmsearch status --json
     """
-    from mmsearch.present import status_lines
+    from mmsearch import present
 
     with _open(index) as library:
-        found = library.status()
-    print(json.dumps(found.as_dict(), indent=2) if json_ else "\n".join(status_lines(found)))
+        if performance:
+            figures = library.performance()
+            values = None if figures is None else figures.as_dict()
+            lines = present.performance_lines(figures)
+        else:
+            found = library.status()
+            values, lines = found.as_dict(), present.status_lines(found)
+    print(json.dumps(values, indent=2) if json_ else "\n".join(lines))
 
 
 @commands.command()
@@ -536,6 +548,8 @@ def _open(index: Path | None, model: str | None = None, device: str | None = Non
 def _report_values(report: UpdateReport | TokensReport) -> dict[str, Any]:
     values = {name: getattr(report, name) for name in report.__slots__}
     values["skipped"] = [{"path": s.path, "reason": s.reason} for s in report.skipped]
+    if isinstance(report, UpdateReport):
+        values["performance"] = None if report.performance is None else report.performance.as_dict()
     return values
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer import performance
 from indexer.embedding import check_same_model
 from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from indexer.derive import Say, Tuning
+    from indexer.performance import Performance
     from indexer.pipeline import Addition, Progress
     from indexer.writer import VerifyReport
     from mmsearch.showing import Moment
@@ -526,6 +528,14 @@ class Library:
             lists=lists,
             skipped=tuple(skipped),
         )
+
+    def performance(self) -> Performance | None:
+        """How the last run of ``index`` with new pictures spent its time, also one that was killed; None before that.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+        """
+        return performance.load(self._need_index().folder)
 
     def verify(self) -> VerifyReport:
         """Check every vector and row against each other and repair what can be; see ``VerifyReport``.

@@ -102,6 +102,29 @@ def test_every_command_has_help_with_an_example() -> None:
         assert "Example: mmsearch" in mmsearch(command, "--help").stdout or command == "train"
 
 
+def test_status_says_how_the_last_run_spent_its_time(samples_index: Path, tmp_path: Path) -> None:
+    shown = mmsearch("status", "--performance", "--index", samples_index)
+    assert shown.returncode == 0
+    first, model, decoder, *stages = shown.stdout.splitlines()
+    assert first.startswith("run        20") and first.endswith(" pictures/s")
+    assert model == "model      mini, float32: nothing else is tried with this model"
+    assert decoder.startswith("decoder    Pillow ")
+    assert [line.split()[0] for line in stages] == ["reading", "embedding", "storing"]
+    figures = json.loads(mmsearch("status", "--performance", "--json", "--index", samples_index).stdout)
+    assert figures["finished"] and figures["embedding"]["count"] == figures["storing"]["count"] > 10
+    for name in ("reading", "embedding", "storing"):
+        stage = figures[name]
+        assert stage["seconds"] + stage["waited"] <= stage["workers"] * figures["seconds"] + 0.01
+        assert stage["rate"] == pytest.approx(stage["count"] * stage["workers"] / stage["seconds"])
+    (samples_index / "performance.json").rename(tmp_path / "performance.json")
+    try:
+        nothing = mmsearch("status", "--performance", "--index", samples_index)
+        assert (nothing.returncode, nothing.stdout.split(";")[0]) == (0, "nothing was measured yet")
+        assert mmsearch("status", "--performance", "--json", "--index", samples_index).stdout == "null\n"
+    finally:
+        (tmp_path / "performance.json").rename(samples_index / "performance.json")
+
+
 def test_version() -> None:
     run = mmsearch("--version")
     assert (run.returncode, run.stdout) == (0, "mmsearch 0.1.0\n")

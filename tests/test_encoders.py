@@ -17,6 +17,7 @@ from indexer.encoders import Encoder, PatchEncoder, PlacedEncoder, has_patches
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import CONFIG, HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.encoders.mini_text import CLASS_WEIGHT, NumpyBert, NumpyHead, erf, gelu, layer_norm, softmax
+from indexer.encoders.precision import BFLOAT16, FLOAT32, Verdict
 from indexer.encoders.quantised import quantise, widen
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
@@ -492,6 +493,23 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class TestOpenClip:
+    def test_bfloat16_finds_what_float32_finds(self, folder: Path):
+        """Vectors, patches, and the fingerprint that an index holds on to."""
+        exact, reduced = load_encoder(str(folder), "cpu"), load_encoder(str(folder), "cpu")
+        assert exact.fingerprint == reduced.fingerprint
+        exact.precision._verdict = Verdict(FLOAT32, "asked for")
+        reduced.precision._verdict = Verdict(BFLOAT16, "asked for")
+        side = exact.image_size
+        batch = np.random.default_rng(0).normal(size=(12, 3, side, side)).astype(np.float32)
+        theirs, ours = exact.encode_prepared(batch), reduced.encode_prepared(batch)
+        assert ours.dtype == np.float32 and not np.array_equal(ours, theirs)
+        assert np.linalg.norm(ours, axis=1) == pytest.approx(1, abs=1e-6)
+        assert (ours * theirs).sum(axis=1).min() > 0.999
+        rows, patches = reduced.encode_prepared_patches(batch)
+        wanted = exact.encode_prepared_patches(batch)[1]
+        assert (rows * theirs).sum(axis=1).min() > 0.999
+        assert patches.dtype == np.float32 and np.abs(patches - wanted).max() < 0.1
+
     def test_folder_gives_the_vectors_of_the_model(self, folder: Path, pictures: list[Image.Image]):
         import open_clip
         import torch
