@@ -38,6 +38,7 @@ import cold
 import numpy as np
 from PIL import Image
 
+FLOAT32 = "from indexer.encoders import precision; precision.INSTRUCTIONS = (); from mmsearch.cli import main; main()"
 FEW = 32
 """Files of the short run of a turn."""
 LARGE, QUALITY, NOISE = (4000, 3000), 90, 4.0
@@ -87,16 +88,16 @@ def run(command: list[str], cwd: Path | None = None, **environment: str) -> Run:
     return Run(seconds, usage.ru_maxrss / 1024, said)
 
 
-def index(folder: Path, index: Path, model: str) -> list[str]:
-    """Our command."""
-    command = [sys.executable, "-P", "-m", "mmsearch", "index", str(folder), "--index", str(index), "--json"]
-    return [*command, "--model", model]
+def index(folder: Path, index: Path, model: str, *, float32: bool = False) -> list[str]:
+    """Our command; with ``float32``, as on a chip that has no bfloat16."""
+    start = ["-P", "-c", FLOAT32] if float32 else ["-P", "-m", "mmsearch"]
+    return [sys.executable, *start, "index", str(folder), "--index", str(index), "--json", "--model", model]
 
 
-def by_mmsearch(model: str, folder: Path) -> Run:
+def by_mmsearch(model: str, folder: Path, *, float32: bool = False) -> Run:
     """Ours, into a new index; all files must be in it."""
     with tempfile.TemporaryDirectory() as scratch:
-        found = run(index(folder, Path(scratch, "index"), model))
+        found = run(index(folder, Path(scratch, "index"), model, float32=float32))
     report = json.loads(found.said)
     if report["added"] != sum(1 for _ in folder.iterdir()):
         raise RuntimeError(f"{report['added']} added, {len(report['skipped'])} skipped")
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, metavar="N", help="N of 12 megapixels, made from them")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--again", type=int, default=0, metavar="N", help="then ours N times, nothing having changed")
+    parser.add_argument("--float32", action="store_true", help="also ours without bfloat16")
     parser.add_argument("--rclip", type=Path, help="the command rclip of another environment")
     parser.add_argument("--tutorial", action="store_true", help="also open_clip as its tutorial does it")
     parser.add_argument("--one-more", type=int, metavar="N", help="one new photograph in a folder of N")
@@ -260,6 +262,8 @@ def main() -> None:
             paths = enlarged(paths, options.large, Path(scratch, "large"))
         paths = paths[: options.files]
         takers: dict[str, Callable[[Path], Run]] = {"mmsearch": partial(by_mmsearch, model)}
+        if options.float32:
+            takers["in float32"] = partial(by_mmsearch, model, float32=True)
         if options.rclip:
             takers["rclip"] = partial(by_rclip, options.rclip)
         if options.tutorial:
