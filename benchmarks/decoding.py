@@ -14,6 +14,7 @@ import argparse
 import io
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,15 @@ from PIL import Image, ImageOps
 from indexer.decode import decode_image
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
-from mmsearch.datasets import open_dataset
+from mmsearch.datasets import Picture, open_dataset
 
 BATCH = 32
 Decode = Callable[[bytes], Image.Image]
 
 
-def enlarged(data: bytes, side: int, format: str) -> bytes:
-    """The picture in ``data`` as a file of ``side`` by ``side`` pixels."""
-    with Image.open(io.BytesIO(data)) as opened:
+def enlarged(picture: Picture, side: int, format: str) -> bytes:
+    """A picture as a file of ``side`` by ``side`` pixels."""
+    with Image.open(io.BytesIO(picture.read())) as opened:
         large = opened.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     large.save(file, format, **({"quality": 92} if format == "jpeg" else {"compress_level": 1}))
@@ -73,9 +74,7 @@ def main() -> None:
     pictures = split.pictures[: asked.pictures]
     texts = [text for captions in split.captions[: asked.pictures] for text in captions]
     owners = np.repeat(np.arange(len(pictures)), [len(one) for one in split.captions[: asked.pictures]])
-    rows, costs = both_ways(
-        encoder, [lambda one=one: enlarged(one.read(), asked.side, asked.format) for one in pictures]
-    )
+    rows, costs = both_ways(encoder, [partial(enlarged, one, asked.side, asked.format) for one in pictures])
     questions = np.concatenate([encoder.encode_texts(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
     scores = [questions @ one.T for one in rows]  # (Q, N)
     first = [one.argmax(axis=1) for one in scores]
