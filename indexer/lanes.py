@@ -16,6 +16,7 @@ import numpy as np
 
 from indexer.embedding import Embed, encode_each
 from indexer.encoders import Encoder, streams
+from indexer.performance import Meter
 
 Embedded = tuple[np.ndarray, np.ndarray | None] | str
 """The vector ``(D,)`` and packed tokens of a picture, or why the model does not take it."""
@@ -26,6 +27,7 @@ class Pool(Protocol):
 
     count: int
     """Batches that are computed at a time."""
+    meter: Meter
 
     def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]: ...
 
@@ -39,10 +41,11 @@ class Lanes:
     def __init__(self, embed: Embed, encoder: Encoder) -> None:
         self._embed = embed
         self.count = streams(encoder)
+        self.meter = Meter(self.count)
         self._warm = False
         self._warming = threading.Lock()
         self._pool = ThreadPoolExecutor(
-            self.count, thread_name_prefix="mmsearch-model", initializer=_one_core if self.count > 1 else None
+            self.count, thread_name_prefix="mmsearch-model", initializer=one_core if self.count > 1 else None
         )
 
     def __enter__(self) -> Lanes:
@@ -61,12 +64,14 @@ class Lanes:
         return self._pool.submit(self._run, prepared)
 
     def _run(self, prepared: list[np.ndarray]) -> list[Embedded]:
-        if self._warm:
+        if not self._warm and self.count > 1 < len(prepared):
+            with self._warming:  # one picture loads the weights, and only once; other lanes wait no longer than that
+                if not self._warm:
+                    with self.meter.work(0):
+                        encode_each(self._embed, prepared[:1])
+                    self._warm = True
+        with self.meter.work(len(prepared)):
             return encode_each(self._embed, prepared)
-        with self._warming:  # the first batch loads the weights, and only once
-            found = encode_each(self._embed, prepared)
-            self._warm = True
-            return found
 
 
 def in_parts(lanes: Pool, batch: list[np.ndarray], size: int) -> list[Embedded]:
@@ -75,7 +80,7 @@ def in_parts(lanes: Pool, batch: list[np.ndarray], size: int) -> list[Embedded]:
     return [one for part in parts for one in part.result()]
 
 
-def _one_core() -> None:
+def one_core() -> None:
     """Let what torch computes in this thread stay in it, and what it computes elsewhere as it was.
 
     The number is the calling thread's own once that has computed something (OpenMP's ICV), but also the default of

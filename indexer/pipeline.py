@@ -31,6 +31,8 @@ from indexer.errors import DecodeError, UsageError
 from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
+from indexer.performance import Performance
+from indexer.performing import Performing
 from indexer.processes import Processes, load_embed
 from indexer.reading import IMAGE_BATCH, Read, is_script_file, read_ahead, read_file
 from indexer.records import Stamp
@@ -212,6 +214,7 @@ class _Run:
         self._pictures: list[tuple[Read, np.ndarray]] = []
         self._sent: deque[tuple[list[Read], Future[list[Embedded]]]] = deque()
         self._unread: set[str] = set()
+        self._figures: Performance | None = None
         self._done = 0
 
     # -- what is to be done ------------------------------------------------------------------------------------------
@@ -268,7 +271,11 @@ class _Run:
 
     def read_and_store(self, pool: Lanes | Processes) -> None:
         """Read everything that is to be done, in order, and store it batch by batch."""
-        with pool as self._lanes, closing(read_ahead(self._read, self.todo)) as reads:
+        with (
+            pool as self._lanes,
+            Performing(self.writer.folder, self.encoder, self._lanes.meter) as self._performing,
+            closing(read_ahead(self._performing.reading.timed(self._read), self.todo)) as reads,
+        ):
             self._streams = Streams(self, self._lanes, self._fps)
             for read in reads:
                 self._store(read)
@@ -276,7 +283,8 @@ class _Run:
             while self._sent:
                 self._store_pictures()
             self._streams.flush()
-        self.flush_changes()
+            self.flush_changes()
+            self._figures = self._performing.finish()
 
     def _read(self, found: Found) -> Read:
         unread = found.path in self._unread
@@ -354,13 +362,20 @@ class _Run:
             embedded = self._lanes.submit([array for _, array in self._pictures])
             self._sent.append(([read for read, _ in self._pictures], embedded))
             self._pictures = []
-        while self._sent and (len(self._sent) > self._lanes.count or self._sent[0][1].done()):
+        # One batch more than there are lanes, so that none waits while another's is stored.
+        while self._sent and (len(self._sent) > self._lanes.count + 1 or self._sent[0][1].done()):
             self._store_pictures()
 
     def _store_pictures(self) -> None:
         """Commit the oldest batch of pictures that the model was given, once it is done with it."""
         reads, result = self._sent.popleft()
         of_pictures = result.result()
+        with self._performing.storing.work(len(reads)):
+            self._store_embedded(reads, of_pictures)
+        self._performing.save()
+
+    def _store_embedded(self, reads: list[Read], of_pictures: list[Embedded]) -> None:
+        """Commit pictures with what the model made of them; texts that belong to them are embedded first."""
         of_texts = iter(encode_each(self.encode_texts, [text.text for read in reads for text in read.texts]))
         for read, embedded in zip(reads, of_pictures, strict=True):
             texts = [(text, next(of_texts)) for text in read.texts]
@@ -445,7 +460,11 @@ class _Run:
     def report(self, seconds: float) -> UpdateReport:
         """What was done."""
         return UpdateReport(
-            **self._counts, seconds=seconds, skipped=tuple(self._skipped), skipped_before=self._skipped_before
+            **self._counts,
+            seconds=seconds,
+            skipped=tuple(self._skipped),
+            skipped_before=self._skipped_before,
+            performance=self._figures,
         )
 
 

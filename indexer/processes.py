@@ -26,6 +26,7 @@ from indexer.embedding import Embed, embed_with, encode_each
 from indexer.encoders.load import load_encoder
 from indexer.errors import MmsearchError, ModelError
 from indexer.lanes import Embedded
+from indexer.performance import Meter
 from indexer.tokens import Compressor
 
 Say = Callable[[str], None]
@@ -52,6 +53,7 @@ class Processes:
 
     def __init__(self, make: Make, devices: Sequence[str], say: Say = lambda _: None) -> None:
         self.count = len(devices)
+        self.meter = Meter(self.count)
         self._workers = [_Worker(make, device, say) for device in devices]
         self._blocks: SimpleQueue[_Block] = SimpleQueue()
         self._all = [_Block(worker) for _ in range(_BLOCKS) for worker in self._workers]
@@ -96,7 +98,9 @@ class Processes:
     def _run(self, prepared: list[np.ndarray]) -> list[Embedded]:
         block = self._blocks.get()
         try:
-            found: list[Embedded] = block.worker.ask(block.hand_over(prepared))
+            handed_over = block.hand_over(prepared)
+            with self.meter.work(len(prepared)):
+                found: list[Embedded] = block.worker.ask(handed_over)
             return found
         finally:
             self._blocks.put(block)

@@ -31,6 +31,7 @@ from indexer.decode.ocr import MAX_SIDE, Ocr, read_picture
 from indexer.discover import Found
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
+from indexer.lanes import one_core
 from indexer.types import Modality, Span
 
 IMAGE_BATCH = 32
@@ -67,9 +68,10 @@ def read_ahead(read: Callable[[T], Read], todo: Iterable[T]) -> Generator[Read, 
 
     Closing it stops the threads.
     """
-    threads = min(4, os.cpu_count() or 1)
+    threads = reading_threads()
     ahead = IMAGE_BATCH * 2 + threads
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="mmsearch-read")
+    # What a model's own transform computes with torch would else wait for a core at every step.
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="mmsearch-read", initializer=one_core)
     try:
         waiting: deque[Future[Read]] = deque()
         for one in todo:
@@ -80,6 +82,11 @@ def read_ahead(read: Callable[[T], Read], todo: Iterable[T]) -> Generator[Read, 
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def reading_threads() -> int:
+    """How many threads read ahead."""
+    return min(4, os.cpu_count() or 1)
 
 
 def read_file(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from indexer.performance import Performance
+
 
 class Modality(str, Enum):
     """What a file is, or what a piece of it is made of; the value is the word the command line uses.
@@ -142,3 +144,5 @@ class UpdateReport:
     seconds: float = 0.0
     skipped: tuple[Skipped, ...] = ()
     skipped_before: int = 0
+    performance: Performance | None = None
+    """Where the time went; None for a run that had nothing to read."""

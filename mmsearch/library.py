@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer import performance
 from indexer.embedding import check_same_model
 from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from indexer.derive import Say, Tuning
+    from indexer.performance import Performance
     from indexer.pipeline import Addition, Progress
     from indexer.writer import VerifyReport
     from mmsearch.showing import Moment
@@ -528,6 +529,14 @@ class Library:
             skipped=tuple(skipped),
         )
 
+    def performance(self) -> Performance | None:
+        """How the last run of ``index`` with new pictures spent its time, also one that was killed; None before that.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+        """
+        return performance.load(self._need_index().folder)
+
     def verify(self) -> VerifyReport:
         """Check every vector and row against each other and repair what can be; see ``VerifyReport``.
 
@@ -613,8 +622,9 @@ class Library:
 
 def mini_calibration() -> dict[tuple[Modality, Modality], calibration.Line]:
     """The calibration that ``mini`` carries, fitted on the dev split of Flickr8k."""
-    text = resources.files("indexer").joinpath("weights/mini/calibration.json").read_text(encoding="utf-8")
-    return calibration.read(json.loads(text))
+    from indexer.encoders.mini import CALIBRATION, PACKAGED
+
+    return calibration.read(json.loads((PACKAGED / CALIBRATION).read_text(encoding="utf-8")))
 
 
 def _background(index: Index, encoder: Encoder) -> calibration.Calibration:

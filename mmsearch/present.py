@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from indexer.derive import Tuning
 from indexer.types import VISUAL, TokensReport, UpdateReport
-from mmsearch.library import Status
-from mmsearch.rerank.explanation import Explanation
-from mmsearch.search import Hit, Hits
+
+if TYPE_CHECKING:
+    from indexer.derive import Tuning
+    from indexer.performance import Performance, Stage
+    from mmsearch.library import Status
+    from mmsearch.rerank.explanation import Explanation
+    from mmsearch.search import Hit, Hits
 
 _SKIPPED_SHOWN = 20
+_WORTH_A_LINE = 100
+"""Pictures from which on a run says where its time went."""
 
 
 def hits_table(hits: Sequence[Hit], *, width: int) -> str:
@@ -101,6 +107,8 @@ def report_lines(report: UpdateReport) -> list[str]:
         )
         if count
     ]
+    if report.performance and report.performance.embedding.count >= _WORTH_A_LINE:
+        lines.append(performance_line(report.performance))
     rate = f", {report.items / report.seconds:,.1f} items/s" if report.items and report.seconds else ""
     lines.append(f"{', '.join(parts) or 'nothing there to index'} in {duration(report.seconds)}{rate}")
     return lines
@@ -150,6 +158,49 @@ def status_lines(status: Status) -> list[str]:
         if len(status.skipped) > _SKIPPED_SHOWN:
             lines.append(f"  and {len(status.skipped) - _SKIPPED_SHOWN:,} more (--json lists all)")
     return lines
+
+
+def performance_line(figures: Performance) -> str:
+    """Who waited for whom, in one line."""
+    reading, model = figures.reading, figures.embedding
+    return (
+        f"pictures in {figures.precision}, {_of(model.workers, 'stream')}; of its time the model waited "
+        f"{_share(model)} for pictures, and reading {_share(reading)} for the model"
+    )
+
+
+def performance_lines(figures: Performance | None) -> list[str]:
+    """How a run spent its time, for people."""
+    if figures is None:
+        return ["nothing was measured yet; 'mmsearch index FOLDER' does, where there are new pictures"]
+    ended = "" if figures.finished else ", not finished"
+    pictures = figures.embedding.count
+    rate = f", {pictures / figures.seconds:,.1f} pictures/s" if pictures and figures.seconds else ""
+    lines = [
+        f"run        {figures.started}, {duration(figures.seconds)}{ended}{rate}",
+        f"model      {figures.model}, {figures.precision}: {figures.why}",
+        f"decoder    {figures.decoder}",
+    ]
+    for name, stage, what, worker in (
+        ("reading", figures.reading, "files", "thread"),
+        ("embedding", figures.embedding, "pictures", "stream"),
+        ("storing", figures.storing, "pictures", "thread"),
+    ):
+        lines.append(
+            f"{name:<10} {stage.count:,} {what} in {_of(stage.workers, worker)}: {duration(stage.seconds)} of work, "
+            f"{stage.rate:,.1f} {what}/s, waited {duration(stage.waited)} ({_share(stage)})"
+        )
+    return lines
+
+
+def _of(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _share(stage: Stage) -> str:
+    """The share of its time that a stage waited."""
+    whole = stage.seconds + stage.waited
+    return f"{stage.waited / whole:.0%}" if whole else "0%"
 
 
 def tuning_lines(tunings: Sequence[Tuning]) -> list[str]:

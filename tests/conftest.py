@@ -21,6 +21,12 @@ SAMPLES = ROOT / "samples"
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is measured once and kept is not kept for the user."""
+    os.environ["MMSEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def paint(tmp_path: Path) -> Callable[..., Path]:
     """``paint("a/red.png", (255, 0, 0))`` writes a plain picture below ``tmp_path / "photos"`` and returns its path."""

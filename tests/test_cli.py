@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import SAMPLES
 from PIL import Image
 from test_pipeline import colour
@@ -70,6 +71,20 @@ assert "Search your own pictures" in CliRunner().invoke(app, ["--help"]).output
     assert not loaded_by(code) & HEAVY
 
 
+def test_a_command_is_built_when_it_is_asked_for() -> None:
+    group = typer.main.get_command(app)
+    names = ["index", "query", "shell", "explain", "show", "status", "remove", "verify", "compact"]
+    assert list(group.commands)[: len(names)] == names and {"train", "eval"} <= set(group.commands)
+    assert group.commands._built == {}
+    query = group.commands["query"]
+    assert list(group.commands._built) == ["query"] and group.commands.get("query") is query
+    of_shell = {one.name: one.opts for one in group.commands["shell"].params}
+    assert of_shell == {one.name: one.opts for one in query.params if one.name not in ("text", "open_")}
+    assert group.commands.get("qurey") is None
+    run = mmsearch("qurey", "a cat")
+    assert run.returncode == 2 and "Did you mean 'query'?" in run.stderr
+
+
 def test_importing_the_library_loads_nothing_heavy() -> None:
     assert not loaded_by("import mmsearch") & HEAVY
 
@@ -85,6 +100,29 @@ def test_every_command_has_help_with_an_example() -> None:
     for command in ("index", "query", "explain", "status", "remove", "verify", "compact", "train"):
         assert command in top.stdout
         assert "Example: mmsearch" in mmsearch(command, "--help").stdout or command == "train"
+
+
+def test_status_says_how_the_last_run_spent_its_time(samples_index: Path, tmp_path: Path) -> None:
+    shown = mmsearch("status", "--performance", "--index", samples_index)
+    assert shown.returncode == 0
+    first, model, decoder, *stages = shown.stdout.splitlines()
+    assert first.startswith("run        20") and first.endswith(" pictures/s")
+    assert model == "model      mini, float32: nothing else is tried with this model"
+    assert decoder.startswith("decoder    Pillow ")
+    assert [line.split()[0] for line in stages] == ["reading", "embedding", "storing"]
+    figures = json.loads(mmsearch("status", "--performance", "--json", "--index", samples_index).stdout)
+    assert figures["finished"] and figures["embedding"]["count"] == figures["storing"]["count"] > 10
+    for name in ("reading", "embedding", "storing"):
+        stage = figures[name]
+        assert stage["seconds"] + stage["waited"] <= stage["workers"] * figures["seconds"] + 0.01
+        assert stage["rate"] == pytest.approx(stage["count"] * stage["workers"] / stage["seconds"])
+    (samples_index / "performance.json").rename(tmp_path / "performance.json")
+    try:
+        nothing = mmsearch("status", "--performance", "--index", samples_index)
+        assert (nothing.returncode, nothing.stdout.split(";")[0]) == (0, "nothing was measured yet")
+        assert mmsearch("status", "--performance", "--json", "--index", samples_index).stdout == "null\n"
+    finally:
+        (tmp_path / "performance.json").rename(samples_index / "performance.json")
 
 
 def test_version() -> None:

@@ -92,6 +92,16 @@ def decode_image(data: bytes, *, size: int) -> DecodedImage:
         raise DecodeError(f"the {name} file is damaged: {reason or type(exc).__name__}") from exc
 
 
+def decoder() -> str:
+    """What decodes pictures here, with its version."""
+    import PIL
+    from PIL import features
+
+    turbo = features.version_feature("libjpeg_turbo")
+    jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
+    return f"Pillow {PIL.__version__}, {jpeg} (large JPEG shrunk while decoding)"
+
+
 def open_image(data: bytes) -> ImageFile:
     """A picture whose header is read and no pixel, for what else its file says. Raises whatever its decoder raises."""
     return _recognise(data)[1](io.BytesIO(data))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.encoders import WHOLE, Box, Piece, places
+from indexer.encoders import WHOLE, Box, Piece, places, precision
+from indexer.encoders.precision import Precision
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
 
@@ -32,7 +33,9 @@ TEXT_BATCH = 256
 
 
 class OpenClipEncoder:
-    """An open_clip model (Ilharco et al. 2021) behind the ``Encoder`` protocol, in float32, with its own preprocessing.
+    """An open_clip model (Ilharco et al. 2021) behind the ``Encoder`` protocol, with its own preprocessing.
+
+    It computes in float32; pictures in bfloat16 where ``indexer.encoders.precision`` finds that this is as good.
 
     ==============================  ==============================================================
     ``ViT-B-32/laion2b_s34b_b79k``  architecture / pretrained tag, as ``open_clip.list_pretrained()`` has them
@@ -70,6 +73,9 @@ class OpenClipEncoder:
             self.patches: tuple[int, int] = patches
             self.state_size: int = state_size
         self.fingerprint: str = digest(self._model, f"{target}|{self._preprocess}|{self.max_tokens}")
+        self.precision = Precision(
+            self._model, self._device, self.fingerprint, lambda: self.encode_texts(precision.QUESTIONS)
+        )
 
     def prepare(self, image: Image) -> np.ndarray:
         """One RGB picture through the model's own transform: float32 ``(3, H, W)``."""
@@ -77,29 +83,17 @@ class OpenClipEncoder:
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
         """Prepared pictures ``(B, 3, H, W)`` to float32 unit rows ``(B, D)``."""
-        import torch
-
         if not len(batch):
             return np.zeros((0, self.dim), np.float32)
-        with torch.inference_mode():
-            features = self._model.encode_image(torch.from_numpy(np.ascontiguousarray(batch)).to(self._device))
-        return unit_rows(features.float().cpu().numpy(), "image")
+        (features,) = self.precision.run(batch, _features)
+        return unit_rows(features, "image")
 
     def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Prepared pictures ``(B, 3, H, W)`` to float32 unit rows ``(B, D)`` and patches ``(B, P, F)``."""
-        import torch
-
         if not len(batch):
             return np.zeros((0, self.dim), np.float32), np.zeros((0, *self.patches), np.float32)
-        with torch.inference_mode():
-            found = self._model.visual.forward_intermediates(
-                torch.from_numpy(np.ascontiguousarray(batch)).to(self._device),
-                indices=1,
-                normalize_intermediates=True,
-                output_fmt="NLC",
-            )
-        rows = unit_rows(found["image_features"].float().cpu().numpy(), "image")
-        return rows, found["image_intermediates"][0].float().cpu().numpy()
+        features, patches = self.precision.run(batch, _features_and_patches)
+        return unit_rows(features, "image"), patches
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures to float32 unit rows ``(B, D)``."""
@@ -194,6 +188,17 @@ class OpenClipEncoder:
             tokens = self._tokenizer(list(texts)).to(self._device)  # (B, L)
             features: np.ndarray = self._model.encode_text(tokens).float().cpu().numpy()
         return features
+
+
+def _features(model: Any, pixels: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """Prepared pictures ``(B, 3, H, W)`` to vectors ``(B, D)``, not normalised."""
+    return (model.encode_image(pixels).float().cpu().numpy(),)
+
+
+def _features_and_patches(model: Any, pixels: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """The same, and patches ``(B, P, F)``."""
+    found = model.visual.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
+    return found["image_features"].float().cpu().numpy(), found["image_intermediates"][0].float().cpu().numpy()
 
 
 def _byte_pair_spans(tokenizer: Any, text: str) -> Iterator[Piece]:
