@@ -116,7 +116,7 @@ def available() -> bool:
         faiss = import_faiss()
     except (ImportError, RuntimeError):  # without the libraries of cuVS it is not even imported
         return False
-    return "CUVS" in faiss.get_compile_options().split() and hasattr(faiss, "GpuIndexCagra")
+    return "CUVS" in faiss.get_compile_options() and hasattr(faiss, "GpuIndexCagra")
 
 
 def build(fetch: Callable[[np.ndarray], np.ndarray], names: np.ndarray, dim: int, gpu: int) -> Search | None:
