@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,10 @@ TUTORIAL = """
 import sys, numpy as np, open_clip, torch
 model, _, _ = open_clip.create_model_and_transforms(sys.argv[1], pretrained=sys.argv[2] or None)
 tokenizer = open_clip.get_tokenizer(sys.argv[1])
-vectors = np.load(sys.argv[3])
 with torch.no_grad():
     words = model.eval().encode_text(tokenizer([sys.argv[4]]))
     words = (words / words.norm(dim=-1, keepdim=True)).numpy()
+vectors = np.fromfile(sys.argv[3], np.float32).reshape(-1, words.shape[1])
 print(np.argsort(-(vectors @ words[0]))[:10])
 """
 
@@ -58,15 +59,22 @@ def random_checkpoint(folder: Path, architecture: str) -> str:
     return str(folder)
 
 
-def make_index(folder: Path, model: str, items: int, seed: int = 0) -> np.ndarray:
-    """An index of ``items`` pictures that are nowhere, by ``model``; their vectors ``(N, D)``."""
-    rng = np.random.default_rng(seed)
+def nowhere(number: int) -> Asset:
+    """A picture that is no file."""
+    return Asset(f"/pictures/{number:07d}.jpg", Modality.IMAGE, 1, 1, number.to_bytes(16, "little"))
+
+
+def make_index(
+    folder: Path, model: str, items: int, *, asset: Callable[[int], Asset] = nowhere, with_tokens: bool = True
+) -> None:
+    """An index of ``items`` pictures by ``model``, with vectors and tokens that nobody computed."""
+    rng = np.random.default_rng(0)
     with mmsearch.open(folder, model=model) as library:
         library.add([Addition(key="note", text="a note about nothing")])  # makes the index, and exports its text tower
         dim, reranker = library.encoder.dim, library.reranker
-    tokens = None if reranker is None or reranker.compressor is None else reranker.compressor.format
+    compressor = None if reranker is None or not with_tokens else reranker.compressor
+    tokens = None if compressor is None else compressor.format
     centres = rng.normal(size=(CENTRES, dim)).astype(np.float32)
-    made = []
     with Index.open(folder) as index, index.writing() as writer:
         if tokens is not None:
             writer.adopt_tokens(tokens)
@@ -75,7 +83,6 @@ def make_index(folder: Path, model: str, items: int, seed: int = 0) -> np.ndarra
             vectors = centres[rng.integers(CENTRES, size=count)]
             vectors = vectors + SPREAD * rng.normal(size=vectors.shape).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            made.append(vectors)
             packed: list[np.ndarray | None] = [None] * count
             if tokens is not None:
                 rows = rng.integers(-99, 100, (count, tokens.row_bytes), np.int8)
@@ -84,7 +91,7 @@ def make_index(folder: Path, model: str, items: int, seed: int = 0) -> np.ndarra
             writer.apply(
                 [
                     Put(
-                        Asset(f"/pictures/{i:07d}.jpg", Modality.IMAGE, 1, 1, i.to_bytes(16, "little")),
+                        asset(i),
                         [Piece(Modality.IMAGE)],
                         vector[None],
                         tokens=[row],
@@ -92,7 +99,8 @@ def make_index(folder: Path, model: str, items: int, seed: int = 0) -> np.ndarra
                     for i, (vector, row) in enumerate(zip(vectors, packed, strict=True), start)
                 ]
             )
-    return np.concatenate(made)
+    with mmsearch.open(folder) as library:
+        library.prepare()  # the lists that a run of ``mmsearch index`` ends with
 
 
 def run(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
@@ -113,6 +121,13 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[float, float, 
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3
 
 
+def as_installed() -> dict[str, str]:
+    """The environment of a command from this checkout, whose modules are compiled once, as those of a package are."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
 def main() -> None:
     """Make the index, ask in turn, print medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -125,15 +140,14 @@ def main() -> None:
     parser.add_argument("--index", type=Path, help="keep the index here, and use it if it is there")
     parser.add_argument("--make", action="store_true", help="only make the index")
     options = parser.parse_args()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = as_installed()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.index or Path(scratch, "index")
-        vectors = folder.with_name(folder.name + "-vectors.npy")
         if options.make:
             model = options.model
             if model != "mini":
                 model = random_checkpoint(folder.with_name(folder.name + "-model"), model)
-            np.save(vectors, make_index(folder, model, options.items))
+            make_index(folder, model, options.items)
             return
         if not Index.exists(folder):  # by another process: a child's peak begins with what its parent holds
             make = [sys.executable, __file__, "--make", "--index", str(folder), "--model", options.model]
@@ -141,6 +155,7 @@ def main() -> None:
         ours = [sys.executable, "-P", "-m", "mmsearch", "query", QUESTION, "--index", str(folder), "-k", "10"]
         commands = {"mmsearch": ours, "mmsearch --no-rerank": [*ours, "--no-rerank"]}
         if options.tutorial:
+            (vectors,) = (folder / "vectors").glob("image-*.f32")
             commands["open_clip"] = [sys.executable, "-c", TUTORIAL, options.model, "", str(vectors), QUESTION]
         if options.rclip:
             commands["rclip"] = ["sh", "-c", 'cd "$1" && exec "$2" --no-indexing "$3"', "sh"]

@@ -4,6 +4,9 @@
 
 Its answers mean nothing then, but cost what they always cost: rclip loads the two ONNX files that it finds in its data
 folder, and the time of a network does not depend on its weights. They are open_clip's ViT-B-32-256 in float32.
+
+rclip 4 also wants the licences that come with its own weights. Where one is missing every question imports
+huggingface_hub and looks for them there: 0.4 s of processor that a question to a complete folder does not take.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import open_clip
 import torch
 
 ARCHITECTURE, FOLDER = "ViT-B-32-256", "ViT-B-32-256-datacomp_s34b_b86k"
+LICENCES = ("LICENSE", "OPENAI-CLIP-MIT.txt", "README.md", "THIRD_PARTY_NOTICES.md")
+"""What ``rclip.model_download`` calls ``MODEL_LEGAL_FILES``."""
 
 
 class Tower(torch.nn.Module):
@@ -33,7 +38,7 @@ class Tower(torch.nn.Module):
 
 
 def main() -> None:
-    """Export both towers and copy the vocabulary."""
+    """Export both towers, copy the vocabulary, and put a line where the licences would be."""
     home = Path(os.environ["RCLIP_DATADIR"])
     (home / FOLDER).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -54,6 +59,8 @@ def main() -> None:
     vocabulary = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
     (home / "tokenizer").mkdir(exist_ok=True)
     shutil.copy(vocabulary, home / "tokenizer")
+    for name in LICENCES:
+        (home / name).write_text("Random weights; see rclip_weights.py.\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from indexer.discover import Found
 from indexer.embedding import check_reads_patches_of, check_same_model, encode_each
 from indexer.encoders import Encoder, PatchEncoder
+from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.reading import IMAGE_BATCH, Read, read_ahead, read_file, read_still
 from indexer.tokens import Compressor, pack_checked
@@ -22,7 +23,11 @@ _ROWS_BATCH = 256
 
 
 def add_tokens(
-    index: Index, encoder: Encoder, compressor: Compressor, progress: Callable[[Progress], None] = lambda _: None
+    index: Index,
+    encoder: Encoder,
+    compressor: Compressor,
+    progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> TokensReport:
     """Give every picture and clip in ``index`` the image tokens of ``compressor`` that it does not have.
 
@@ -30,7 +35,7 @@ def add_tokens(
     is taken for what it was while its size and time are; a file that is not as it was when its vector was made gets no
     tokens, for the next update will embed it anyway. Of a clip the best frame is read. Vectors are not touched. Tokens
     of another format are dropped first. Killed or interrupted, the index holds every batch committed so far and the
-    next call carries on.
+    next call carries on. ``say`` is told when batches are made smaller, for want of memory.
 
     Raises:
         ModelMismatch: the index was made by another model, or the compressor reads patches of another one.
@@ -43,7 +48,7 @@ def add_tokens(
         patch_encoder = check_reads_patches_of(encoder, compressor)
         if writer.token_format != compressor.format:
             writer.adopt_tokens(compressor.format)
-        run = _TokenRun(writer, patch_encoder, compressor, progress)
+        run = _TokenRun(writer, patch_encoder, compressor, progress, say)
         run.read_and_store()
         return run.report(time.monotonic() - started)
 
@@ -57,12 +62,14 @@ class _TokenRun:
         encoder: PatchEncoder,
         compressor: Compressor,
         progress: Callable[[Progress], None],
+        say: Callable[[str], None],
     ) -> None:
         self.writer = writer
         self.encoder = encoder
         self.compressor = compressor
         self.progress = progress
         self._rows: dict[Modality, np.ndarray] = {}
+        self._fitting = Fitting(self._tokens, "pictures", say)
         self._counts = dict.fromkeys(("added", "changed", "missing", "from_memory", "present"), 0)
         with writer.catalogue.read() as reader:
             for m in VISUAL:
@@ -116,7 +123,7 @@ class _TokenRun:
     def _flush(self) -> None:
         pictures, self._pictures = self._pictures, []
         new: dict[Modality, list[tuple[int, np.ndarray]]] = {m: [] for m in VISUAL}
-        made = encode_each(self._tokens, [prepared for _, _, prepared in pictures])
+        made = encode_each(self._fitting, [prepared for _, _, prepared in pictures])
         for ((modality, row), path, _), found in zip(pictures, made, strict=True):
             if isinstance(found, str):
                 self._skipped.append(Skipped(path, found))

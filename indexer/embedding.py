@@ -9,6 +9,7 @@ import numpy as np
 
 from indexer.encoders import Encoder, PatchEncoder, has_patches
 from indexer.errors import MmsearchError, ModelError, ModelMismatch
+from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.tokens import Compressor, pack_checked
 from indexer.types import VISUAL
@@ -36,29 +37,56 @@ def check_same_model(index: Index, encoder: Encoder) -> None:
     )
 
 
-def embedding(writer: IndexWriter, encoder: Encoder, compressor: Compressor | None) -> Embed:
+def embedding(
+    writer: IndexWriter, encoder: Encoder, compressor: Compressor | None, say: Callable[[str], None] = lambda _: None
+) -> Embed:
     """How pictures are embedded for this index: with tokens if it holds those of ``compressor`` or has no pictures.
+
+    In batches that fit into memory; ``say`` is told when they are made smaller.
 
     Raises:
         ModelMismatch: the index holds other tokens, or ``compressor`` reads patches of another encoder.
     """
+    return embed_with(encoder, adopted(writer, encoder, compressor), say)
+
+
+def adopted(writer: IndexWriter, encoder: Encoder, compressor: Compressor | None) -> Compressor | None:
+    """``compressor`` if the index takes its tokens, having no others and no picture without, else None.
+
+    Raises:
+        ModelMismatch: as ``embedding`` does.
+    """
     if compressor is None:
-        return _embed_plainly(encoder)
-    patch_encoder, held = check_reads_patches_of(encoder, compressor), writer.token_format
+        return None
+    check_reads_patches_of(encoder, compressor)
+    held = writer.token_format
     if held != compressor.format:
         with writer.catalogue.read() as reader:
             counts = reader.counts()
         pictures = sum(counts[f"items:{m}"] for m in VISUAL)
         if pictures:
             if held is None:
-                return _embed_plainly(encoder)
+                return None
             raise ModelMismatch(
                 f"the index in {writer.folder} holds image tokens of other weights ({held.name}) than the ones here "
                 f"({compressor.format.name}); nothing was changed: 'mmsearch index --add-tokens' replaces them, "
                 "--no-tokens indexes new pictures without"
             )
         writer.adopt_tokens(compressor.format)
-    return _embed_with_tokens(patch_encoder, compressor)
+    return compressor
+
+
+def embed_with(
+    encoder: Encoder, compressor: Compressor | None, say: Callable[[str], None] = lambda _: None
+) -> Fitting[tuple[np.ndarray, np.ndarray | None]]:
+    """How pictures are embedded by ``encoder``, with tokens of ``compressor`` if there is one.
+
+    Raises:
+        ModelMismatch: ``compressor`` reads patches of another encoder.
+    """
+    if compressor is None:
+        return Fitting(_embed_plainly(encoder), "pictures", say)
+    return Fitting(_embed_with_tokens(check_reads_patches_of(encoder, compressor), compressor), "pictures", say)
 
 
 def check_reads_patches_of(encoder: Encoder, compressor: Compressor) -> PatchEncoder:
@@ -94,8 +122,6 @@ def encode_each(encode: Callable[[list[Any]], Iterable[T]], batch: list[Any]) ->
         return []
     try:
         return list(encode(batch))
-    except MemoryError:
-        raise
     except Exception as exc:
         if not isinstance(exc, (ModelError, RuntimeError, ValueError)):
             raise

@@ -33,6 +33,12 @@ def reach_down(scores: np.ndarray, k: int, slack: float) -> np.ndarray:
     return np.flatnonzero((scores >= last - slack) & (scores > -np.inf))
 
 
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """``numbers`` ``(N,)`` in ascending order, each once: ``np.unique`` without the import of ``numpy.ma``."""
+    ordered = np.sort(numbers)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+
+
 def candidates(matrix: np.ndarray, queries: np.ndarray, k: int, banned: np.ndarray | None) -> Iterator[np.ndarray]:
     """For each of ``queries`` ``(Q, D)`` rows ``(M,)`` of ``matrix`` ``(N, D)`` among which its ``k`` best are.
 

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -119,6 +119,7 @@ class Index:
         self._view_lock = threading.Lock()
         self._lists: dict[Path, tuple[tuple[int, int], Lists | None]] = {}
         self._gpu: dict[Path, GpuSearch] | None = None
+        self._gpu_numbers: Sequence[int] | None = None
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -183,9 +184,11 @@ class Index:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def search_on_gpus(self) -> None:
-        """Answer questions without a filter on the GPUs, where there are any; see ``indexer.gpu``."""
+    def search_on_gpus(self, numbers: Sequence[int] | None = None) -> None:
+        """Answer questions without a filter on the GPUs of these ``numbers``, or on all, where there are any; see
+        ``indexer.gpu``."""
         self._gpu = {}
+        self._gpu_numbers = numbers
         self._view = None
 
     @contextmanager
@@ -220,7 +223,7 @@ class Index:
                     vectors[m] = VectorFile(path, self.manifest.dim, rows)
                     vectors[m].lists = self._open_lists(m, state.generation)
                     if self._gpu is not None:
-                        vectors[m].gpu = self._gpu.setdefault(path, GpuSearch())
+                        vectors[m].gpu = self._gpu.setdefault(path, GpuSearch(self._gpu_numbers))
                     vectors[m].matrix()  # mapped now: a mapped file stays readable when a compaction removes it
                 if self._gpu is not None:  # copies of an older generation make room
                     current = {file.path for file in vectors.values()}

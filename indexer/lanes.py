@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,17 @@ from indexer.performance import Meter
 
 Embedded = tuple[np.ndarray, np.ndarray | None] | str
 """The vector ``(D,)`` and packed tokens of a picture, or why the model does not take it."""
+
+
+class Pool(Protocol):
+    """What embeds several batches at a time: ``Lanes``, or ``indexer.processes.Processes``."""
+
+    count: int
+    """Batches that are computed at a time."""
+    meter: Meter
+
+    def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]: ...
+
 
 _number_of_threads = threading.Lock()  # torch's default, while it is one for the thread that is being set up
 
@@ -59,9 +71,7 @@ class Lanes:
 
     def _run(self, prepared: list[np.ndarray]) -> list[Embedded]:
         if not self._warm and self.count > 1 < len(prepared):
-            with (
-                self._warming
-            ):  # one picture loads the weights, and only once; the other lanes wait no longer than that
+            with self._warming:  # one picture loads the weights, and only once; other lanes wait no longer than that
                 if not self._warm:
                     with self.meter.work(0):
                         encode_each(self._embed, prepared[:1])
@@ -70,7 +80,7 @@ class Lanes:
             return encode_each(self._embed, prepared)
 
 
-def in_parts(lanes: Lanes, batch: list[np.ndarray], size: int) -> list[Embedded]:
+def in_parts(lanes: Pool, batch: list[np.ndarray], size: int) -> list[Embedded]:
     """Pictures, each ``(C, H, W)``, embedded in parts of ``size`` in all lanes, in their order."""
     parts = [lanes.submit(batch[start : start + size]) for start in range(0, len(batch), size)]
     return [one for part in parts for one in part.result()]

@@ -30,7 +30,7 @@ import numpy as np
 
 from indexer.durable import sync_folder
 from indexer.errors import StorageError
-from indexer.exact import reach_down, rounding
+from indexer.exact import distinct, reach_down, rounding
 from indexer.recall import DEFAULT_RECALL, DEPTHS, Curve
 from indexer.types import Modality
 
@@ -202,8 +202,7 @@ class Lists:
             banned[dead[dead < self.rows]] = True
         faster = self._faster() if rotated.any() else None
         scan = self._scan if faster is None else faster.candidates
-        found: np.ndarray = np.unique(self._covered(scan(rotated, k, chosen, banned)))
-        return found
+        return distinct(self._covered(scan(rotated, k, chosen, banned)))
 
     def _covered(self, rows: np.ndarray) -> np.ndarray:
         """``rows`` without numbers that no row has, which only a damaged file holds."""

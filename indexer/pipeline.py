@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,13 +25,15 @@ from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.decode import FPS, iter_passages, reads_ocr
 from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
-from indexer.embedding import Embed, check_same_model, embedding, encode_each
+from indexer.embedding import Embed, adopted, check_same_model, embed_with, embedding, encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError, UsageError
+from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
 from indexer.performance import Performance
 from indexer.performing import Performing
+from indexer.processes import Processes, load_embed
 from indexer.reading import IMAGE_BATCH, Read, is_script_file, read_ahead, read_file
 from indexer.records import Stamp
 from indexer.streams import TEXT_BATCH, Streams
@@ -69,7 +72,9 @@ def update(
     fps: float = FPS,
     compressor: Compressor | None = None,
     ocr: Ocr | None = None,
+    devices: Sequence[str] = (),
     progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> UpdateReport:
     """Make ``index`` say what the folders and files ``roots`` hold.
 
@@ -86,6 +91,8 @@ def update(
     Of a video at most ``fps`` frames a second are looked at.
     With ``ocr`` the text in pictures and on scanned pages of PDFs is read too, also of those files that are in the
     index and of which it was never read. Without it, what was read stays.
+    With several ``devices`` a process for each embeds the pictures, if there are many, with the encoder of that name.
+    ``say`` is told when batches are made smaller, for want of memory.
 
     Raises:
         UsageError: a root does not exist.
@@ -96,15 +103,27 @@ def update(
     """
     started = time.monotonic()
     with index.writing() as writer:
-        run = _Run(writer, encoder, max_text_bytes, fps, ocr, progress)
+        run = _Run(writer, encoder, max_text_bytes, fps, ocr, progress, say)
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
         writer.add_roots([os.path.abspath(root) for root in roots])
         if run.todo:
-            run.read_and_store(embedding(writer, encoder, compressor))
+            taken = adopted(writer, encoder, compressor)
+            if len(run.todo) <= IMAGE_BATCH * len(devices):  # done before a second process has loaded the model
+                devices = ()
+            run.read_and_store(_pool(encoder, taken, devices, say))
         run.purge()
         return run.report(time.monotonic() - started)
+
+
+def _pool(
+    encoder: Encoder, compressor: Compressor | None, devices: Sequence[str], say: Callable[[str], None]
+) -> Lanes | Processes:
+    """What embeds the pictures of a run."""
+    if len(devices) < 2:
+        return Lanes(embed_with(encoder, compressor, say), encoder)
+    return Processes(partial(load_embed, encoder.name, encoder.fingerprint, compressor), devices, say)
 
 
 def add(index: Index, encoder: Encoder, additions: Sequence[Addition], *, compressor: Compressor | None = None) -> None:
@@ -173,9 +192,11 @@ class _Run:
         fps: float,
         ocr: Ocr | None,
         progress: Callable[[Progress], None],
+        say: Callable[[str], None],
     ) -> None:
         self.writer = writer
         self.encoder = encoder
+        self.encode_texts: Fitting[np.ndarray] = Fitting(encoder.encode_texts, "texts", say)
         self.max_text_bytes = max_text_bytes
         self._fps = fps
         self.ocr = ocr
@@ -248,10 +269,10 @@ class _Run:
 
     # -- reading, ahead of the model, in threads ---------------------------------------------------------------------
 
-    def read_and_store(self, embed: Embed) -> None:
+    def read_and_store(self, pool: Lanes | Processes) -> None:
         """Read everything that is to be done, in order, and store it batch by batch."""
         with (
-            Lanes(embed, self.encoder) as self._lanes,
+            pool as self._lanes,
             Performing(self.writer.folder, self.encoder, self._lanes.meter) as self._performing,
             closing(read_ahead(self._performing.reading.timed(self._read), self.todo)) as reads,
         ):
@@ -355,7 +376,7 @@ class _Run:
 
     def _store_embedded(self, reads: list[Read], of_pictures: list[Embedded]) -> None:
         """Commit pictures with what the model made of them; texts that belong to them are embedded first."""
-        of_texts = iter(encode_each(self.encoder.encode_texts, [text.text for read in reads for text in read.texts]))
+        of_texts = iter(encode_each(self.encode_texts, [text.text for read in reads for text in read.texts]))
         for read, embedded in zip(reads, of_pictures, strict=True):
             texts = [(text, next(of_texts)) for text in read.texts]
             old = self.old(read.found.path)

@@ -21,7 +21,8 @@ from indexer.decode.ocr import Ocr
 from indexer.embedding import encode_each
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
-from indexer.lanes import Lanes, in_parts
+from indexer.fitting import Fitting
+from indexer.lanes import Pool, in_parts
 from indexer.pooling import POOL, most_central
 from indexer.reading import IMAGE_BATCH, Read, open_regular
 from indexer.types import Asset, Modality, Span
@@ -35,6 +36,7 @@ class Run(Protocol):
 
     writer: IndexWriter
     encoder: Encoder
+    encode_texts: Fitting[np.ndarray]
     ocr: Ocr | None
 
     def begun(self, read: Read) -> int | None:
@@ -98,7 +100,7 @@ class _Embedded:
 class Streams:
     """The files of many pieces of one run."""
 
-    def __init__(self, run: Run, lanes: Lanes, fps: float) -> None:
+    def __init__(self, run: Run, lanes: Pool, fps: float) -> None:
         self._run = run
         self._lanes = lanes
         self._fps = fps
@@ -208,7 +210,7 @@ class Streams:
         waiting = [(file, ordinal, piece) for file in files for ordinal, piece in file.waiting]
         texts = [piece.text for _, _, piece in waiting if isinstance(piece, Passage)]
         frames = [frame for _, _, piece in waiting if isinstance(piece, Picture) for frame in piece.frames]
-        of_texts = iter(encode_each(self._run.encoder.encode_texts, texts))
+        of_texts = iter(encode_each(self._run.encode_texts, texts))
         of_frames = iter(in_parts(self._lanes, frames, max(1, IMAGE_BATCH // self._lanes.count)))
         made: dict[int, list[_Embedded]] = {id(file): [] for file in files}
         for file, ordinal, piece in waiting:

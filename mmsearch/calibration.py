@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -148,7 +148,7 @@ def measure(
 
 def everyday_questions() -> list[str]:
     """Short questions about everyday things, unrelated to each other, on which a background is measured."""
-    text = resources.files("mmsearch").joinpath("everyday_questions.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("everyday_questions.json").read_text(encoding="utf-8")
     return list(json.loads(text))
 
 

@@ -20,7 +20,7 @@ def with_pictures(hits: Hits, index: Index) -> Hits:
     """
     asked = [i for i, hit in enumerate(hits) if os.path.splitext(hit.item.asset.path)[1].lower() in _TEXTS]
     if asked:
-        from indexer.decode.captions import picture_of  # and Pillow, which no other answer needs
+        from indexer.beside import picture_of
 
         with index.snapshot() as snapshot:
             for i in asked:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -29,19 +30,43 @@ LATER = {
 
 
 class Commands(TyperGroup):
-    """The commands of this file and, when they are asked for, those of ``LATER``."""
+    """The commands of this file and those of ``LATER``, each built when it is asked for.
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all, in the order in which help shows them."""
-        return [*super().list_commands(ctx), *LATER]
+    A command takes some milliseconds to build, and a question needs one of them.
+    """
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command or the group of this name; None if there is none."""
-        if cmd_name not in LATER:
-            return super().get_command(ctx, cmd_name)
-        parent = typer.Typer(**STYLE)
-        parent.add_typer(import_module(LATER[cmd_name]).app, name=cmd_name)
-        return typer.main.get_group(parent).commands[cmd_name]
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _Unbuilt()
+
+
+class _Unbuilt(Mapping[str, Any]):
+    """The commands by name, in the order in which help shows them."""
+
+    def __init__(self) -> None:
+        self._here = {
+            info.name or getattr(info.callback, "__name__", ""): info for info in commands.registered_commands
+        }
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            parent = typer.Typer(**STYLE)
+            if name in LATER:
+                parent.add_typer(import_module(LATER[name]).app, name=name)
+                self._built[name] = typer.main.get_group(parent).commands[name]
+            else:
+                if name == shell.__name__:
+                    _give_shell_its_options()
+                parent.registered_commands = [self._here[name]]
+                self._built[name] = typer.main.get_command(parent)
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._here, *LATER])
+
+    def __len__(self) -> int:
+        return len(self._here) + len(LATER)
 
 
 STYLE: dict[str, Any] = {
@@ -57,6 +82,8 @@ app = typer.Typer(
     help="Search your own pictures and texts in words or with a picture.\n\n"
     "Example: mmsearch index ./photos, then mmsearch query 'a cat on a sofa'",
 )
+commands = typer.Typer(**STYLE)
+"""What ``Commands`` builds the commands of this file from."""
 
 IndexOption = Annotated[
     Path | None,
@@ -82,14 +109,20 @@ STDIN = "-"
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
-@app.command()
+@commands.command()
 def index(
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH", help="Folders and files to index.", show_default=False)
     ] = None,
     index: IndexOption = None,
     model: ModelOption = None,
-    device: DeviceOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="cuda, cuda:1, mps or cpu; cuda:0,cuda:1 for a process on each; else the best there is.",
+        ),
+    ] = None,
     reranker: RerankerOption = None,
     no_tokens: Annotated[
         bool, typer.Option("--no-tokens", help="Store no image tokens of new pictures; they are not reranked.")
@@ -141,7 +174,7 @@ def index(
             if add_tokens:
                 try:
                     with ProgressLine() as progress:
-                        tokens = library.add_tokens(progress)
+                        tokens = library.add_tokens(progress, _say)
                 except NoIndex:
                     if not paths:
                         raise  # else a new index has tokens from its first picture on
@@ -182,7 +215,7 @@ def index(
             print(line)
 
 
-@app.command()
+@commands.command()
 def query(
     text: Annotated[
         str | None,
@@ -334,15 +367,19 @@ def shell(**options: Any) -> None:
     query(STDIN, **options)
 
 
+commands.command()(shell)
 _OF_ONE = ("text", "open_")
 """What only a single question has."""
-_shared = [one for one in inspect.signature(query, eval_str=True).parameters.values() if one.name not in _OF_ONE]
-shell.__signature__ = inspect.Signature(_shared)  # type: ignore[attr-defined]
-shell.__annotations__ = {one.name: one.annotation for one in _shared}
-app.command()(shell)
 
 
-@app.command()
+def _give_shell_its_options() -> None:
+    """Those of ``query``, for all questions; reading them all takes some milliseconds, which only ``shell`` needs."""
+    shared = [one for one in inspect.signature(query, eval_str=True).parameters.values() if one.name not in _OF_ONE]
+    shell.__signature__ = inspect.Signature(shared)  # type: ignore[attr-defined]
+    shell.__annotations__ = {one.name: one.annotation for one in shared}
+
+
+@commands.command()
 def explain(
     question: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for in the picture.")],
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture, which need not be in an index.")],
@@ -393,7 +430,7 @@ def explain(
         _say(f"wrote {present.display_path(str(out))}")
 
 
-@app.command()
+@commands.command()
 def show(
     hit: Annotated[str, typer.Argument(metavar="HIT", help="A moment, as it is listed, or FILE#t=START,END.")],
     frame: Annotated[
@@ -427,7 +464,7 @@ def show(
         _say(f"wrote {clip}")
 
 
-@app.command()
+@commands.command()
 def status(
     index: IndexOption = None,
     performance: Annotated[
@@ -452,7 +489,7 @@ def status(
     print(json.dumps(values, indent=2) if json_ else "\n".join(lines))
 
 
-@app.command()
+@commands.command()
 def remove(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders to forget.")],
     index: IndexOption = None,
@@ -468,7 +505,7 @@ def remove(
     print(f"{count:,} files removed from the index")
 
 
-@app.command()
+@commands.command()
 def verify(index: IndexOption = None, json_: JsonOption = False) -> None:
     """Check vectors and rows against each other, and repair.
 
@@ -491,7 +528,7 @@ def verify(index: IndexOption = None, json_: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@commands.command()
 def compact(index: IndexOption = None) -> None:
     """Give the space of removed files back.
 
@@ -539,6 +576,7 @@ def _main(
 
 def main() -> NoReturn:
     """Run the command and leave with its exit code."""
+    gc.set_threshold(50_000, 20, 20)  # imports make much that stays, and looking through it takes a question 30 ms
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a run as Ctrl-C does
     try:
         app()

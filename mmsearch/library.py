@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,14 +101,16 @@ def open(  # named as callers say it: mmsearch.open
         path: the index folder; by default ``MMSEARCH_INDEX`` or the user's data folder.
         model: ``mini``, an open_clip name, a checkpoint folder or an ``Encoder``. By default the model that made the
             index, and ``mini`` for a new one.
-        device: ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; by default the best there is.
+        device: ``cuda`` (the first GPU for the model, all of them for the search), ``cuda:1``, ``mps`` or ``cpu``; by
+            default the best there is. With several, as in ``cuda:0,cuda:1``, ``index`` embeds many pictures in a
+            process for each; a program of yours then needs its ``if __name__ == "__main__"``.
         reranker: the folder of a reranker, the name of one (``blip-itm-base-coco``; ``load_reranker`` lists them), or a
             ``Reranker``. By default the one that was trained for the model, if there is one; it is loaded when it is
             first needed.
 
     Raises:
         ModelMismatch: the index was made by another model.
-        UsageError, ModelError: there is no such model, or it cannot be loaded.
+        UsageError, ModelError: there is no such model or device, or it cannot be loaded.
         StorageError: the index cannot be read.
     """
     return Library(Path(path) if path is not None else default_folder(), model, device, reranker)
@@ -126,6 +127,13 @@ class Library:
         reranker: str | os.PathLike[str] | Reranker | None = None,
     ) -> None:
         """Use ``mmsearch.open``."""
+        self._devices: tuple[str, ...] = ()
+        if device is not None:
+            from indexer.encoders.device import check_devices, split_devices
+
+            self._devices = split_devices(device)
+            check_devices(self._devices)
+            device = self._devices[0]
         self.folder = Path(os.path.abspath(folder))
         self._index: Index | None = Index.open(self.folder) if Index.exists(self.folder) else None
         if isinstance(model, str):
@@ -238,7 +246,8 @@ class Library:
             tokens: False leaves new pictures without image tokens; they are not reranked.
             ocr: Read the text in pictures and on scanned pages; seconds for each.
             recall: as in ``prepare``, which ends the run.
-            say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same.
+            say: told what ``prepare`` is at, and why it could not do it; the index can be searched all the same. Told
+                too when the memory suffices only for smaller batches.
 
         Raises:
             UsageError: ``ocr`` without the extra of that name.
@@ -270,7 +279,9 @@ class Library:
             fps=fps,
             compressor=self._compressor() if tokens else None,
             ocr=load_ocr() if ocr else None,
+            devices=self._devices,
             progress=progress,
+            say=say,
         )
         self._prepare_if_possible(recall, say)
         return report
@@ -318,10 +329,13 @@ class Library:
     def _everyday_vectors(self) -> np.ndarray:
         return self.encoder.encode_texts(calibration.everyday_questions())
 
-    def add_tokens(self, progress: Callable[[Progress], None] = lambda _: None) -> TokensReport:
+    def add_tokens(
+        self, progress: Callable[[Progress], None] = lambda _: None, say: Say = lambda _: None
+    ) -> TokensReport:
         """Give every picture in the index the image tokens that the reranker reads; see ``indexer.add_tokens``.
 
         Files are read again; vectors stay as they are. Tokens of another reranker are replaced.
+        ``say`` is told when the memory suffices only for smaller batches.
 
         Raises:
             NoIndex: nothing was indexed yet.
@@ -338,7 +352,7 @@ class Library:
                 f"there is no reranker for {self.encoder.name} that reads image tokens, so there are none to make; "
                 "name the folder of one with --reranker"
             )
-        return add_tokens(index, self.encoder, compressor, progress)
+        return add_tokens(index, self.encoder, compressor, progress, say)
 
     def add(self, items: Sequence[Addition], *, tokens: bool = True) -> None:
         """Make images and texts from memory searchable under the caller's own keys; a key that is there is replaced.
@@ -566,7 +580,9 @@ class Library:
 
     def _use_gpus(self, index: Index) -> None:
         if self._device is not None and self._device.startswith("cuda"):
-            index.search_on_gpus()
+            from indexer.encoders.device import gpu_numbers
+
+            index.search_on_gpus(gpu_numbers(self._devices))
 
     def _compressor(self) -> Compressor | None:
         return None if self.reranker is None else self.reranker.compressor
@@ -606,8 +622,9 @@ class Library:
 
 def mini_calibration() -> dict[tuple[Modality, Modality], calibration.Line]:
     """The calibration that ``mini`` carries, fitted on the dev split of Flickr8k."""
-    text = resources.files("indexer").joinpath("weights/mini/calibration.json").read_text(encoding="utf-8")
-    return calibration.read(json.loads(text))
+    from indexer.encoders.mini import CALIBRATION, PACKAGED
+
+    return calibration.read(json.loads((PACKAGED / CALIBRATION).read_text(encoding="utf-8")))
 
 
 def _background(index: Index, encoder: Encoder) -> calibration.Calibration:

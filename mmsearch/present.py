@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from indexer.derive import Tuning
-from indexer.performance import Performance, Stage
 from indexer.types import VISUAL, TokensReport, UpdateReport
-from mmsearch.library import Status
-from mmsearch.rerank.explanation import Explanation
-from mmsearch.search import Hit, Hits
+
+if TYPE_CHECKING:
+    from indexer.derive import Tuning
+    from indexer.performance import Performance, Stage
+    from mmsearch.library import Status
+    from mmsearch.rerank.explanation import Explanation
+    from mmsearch.search import Hit, Hits
 
 _SKIPPED_SHOWN = 20
 _WORTH_A_LINE = 100

@@ -27,10 +27,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
+from indexer.exact import distinct
 from indexer.reader import Reader
 from indexer.records import PieceRow
 from indexer.words import Phrase, match_all, phrases
@@ -154,7 +155,7 @@ def evidence(reader: Reader, question: str, totals: tuple[int, int]) -> Evidence
 
 def _most(held: Sequence[tuple[np.ndarray, float]]) -> list[int]:
     """The numbers, at most ``GAINERS``, that hold most of what is asked: of phrases (who holds it, its surprise)."""
-    numbers = np.unique(np.concatenate([holders for holders, _ in held]))
+    numbers = distinct(np.concatenate([holders for holders, _ in held]))
     mass = np.zeros(len(numbers))
     for holders, said in held:
         mass[np.searchsorted(numbers, holders)] += said
@@ -218,5 +219,5 @@ def _everyday(phrase: Phrase) -> float:
 @cache
 def _ranks() -> dict[str, int]:
     """The most common words of English, from 1 on."""
-    text = resources.files("mmsearch").joinpath("common_words.txt").read_text(encoding="ascii")
+    text = Path(__file__).with_name("common_words.txt").read_text(encoding="ascii")
     return {word: rank for rank, word in enumerate(text.split(), 1)}

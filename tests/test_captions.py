@@ -11,7 +11,8 @@ from conftest import BLUE, RED
 from PIL import Image, PngImagePlugin
 
 import mmsearch
-from indexer.decode.captions import embedded, picture_of
+from indexer.beside import picture_of
+from indexer.decode.captions import embedded
 from indexer.types import Asset, Modality, Span
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"

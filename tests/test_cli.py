@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import SAMPLES
 from PIL import Image
 from test_pipeline import colour
@@ -68,6 +69,20 @@ from mmsearch.cli import app
 assert "Search your own pictures" in CliRunner().invoke(app, ["--help"]).output
 """
     assert not loaded_by(code) & HEAVY
+
+
+def test_a_command_is_built_when_it_is_asked_for() -> None:
+    group = typer.main.get_command(app)
+    names = ["index", "query", "shell", "explain", "show", "status", "remove", "verify", "compact"]
+    assert list(group.commands)[: len(names)] == names and {"train", "eval"} <= set(group.commands)
+    assert group.commands._built == {}
+    query = group.commands["query"]
+    assert list(group.commands._built) == ["query"] and group.commands.get("query") is query
+    of_shell = {one.name: one.opts for one in group.commands["shell"].params}
+    assert of_shell == {one.name: one.opts for one in query.params if one.name not in ("text", "open_")}
+    assert group.commands.get("qurey") is None
+    run = mmsearch("qurey", "a cat")
+    assert run.returncode == 2 and "Did you mean 'query'?" in run.stderr
 
 
 def test_importing_the_library_loads_nothing_heavy() -> None:

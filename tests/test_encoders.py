@@ -16,11 +16,12 @@ from PIL import Image
 from indexer.encoders import Encoder, PatchEncoder, PlacedEncoder, has_patches
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import CONFIG, HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
-from indexer.encoders.mini_text import erf, layer_norm, softmax
+from indexer.encoders.mini_text import CLASS_WEIGHT, NumpyBert, NumpyHead, erf, gelu, layer_norm, softmax
 from indexer.encoders.precision import BFLOAT16, FLOAT32, Verdict
 from indexer.encoders.quantised import quantise, widen
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
+from indexer.text_tower.mapped import map_tensors
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -116,6 +117,35 @@ class TestMini:
         by_numpy, by_torch = mini._encode_by_numpy(ids), mini._encode_by_torch(ids)
         assert (by_numpy * by_torch).sum(axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
         assert by_numpy == pytest.approx(by_torch, abs=1e-4)
+
+    def test_the_first_text_is_read_as_the_next_ones(self, mini: MiniEncoder):
+        """Its weights are widened a few rows at a time, those of the others are kept."""
+        bert, [ids] = NumpyBert(map_tensors(PACKAGED / TEXT)), mini.token_ids(TEXTS[:1])
+        (first, states), (second, others) = bert.pooled_and_states(ids), bert.pooled_and_states(ids)
+        assert (first == second).all() and (states == others).all()
+        assert states.shape == (len(ids), 384) and np.isfinite(states).all()
+        head = NumpyHead(map_tensors(PACKAGED / HEAD), "text.")
+        pooled = first[None, 4:].reshape(1, -1)
+        assert (head(pooled, first[-1:]) == head(pooled, first[-1:])).all()
+
+    @pytest.mark.parametrize("along", [0, 1, None])
+    def test_a_head_in_plain_numpy(self, along: int | None):
+        """Weights with a scale for each column, for each row, and in float32; more of them than are widened at once."""
+        rng = np.random.default_rng(4)
+        sizes = {"linear": (512, 1152), "up": (1024, 1152), "down": (512, 1024), "compact": (32, 896)}
+        plain = {f"a.{name}.weight": rng.normal(size=size).astype(np.float32) / 30 for name, size in sizes.items()}
+        plain |= {
+            f"a.{name}.bias": rng.normal(size=sizes[name][0]).astype(np.float32) for name in ("linear", "up", "down")
+        }
+        packed = plain if along is None else quantise(plain, along=along)
+        head, wide = NumpyHead(packed, "a."), widen(packed)
+        x, words = rng.normal(size=(3, 1152)).astype(np.float32), rng.normal(size=(3, 384)).astype(np.float32)
+        hidden = gelu(x @ wide["a.up.weight"].T + wide["a.up.bias"])
+        made = x @ wide["a.linear.weight"].T + wide["a.linear.bias"]
+        made += hidden @ wide["a.down.weight"].T + wide["a.down.bias"]
+        both = np.concatenate([unit_rows(made, "text"), CLASS_WEIGHT**0.5 * unit_rows(words, "text")], axis=1)
+        for _ in range(3):
+            assert head(x, words) == pytest.approx(both @ wide["a.compact.weight"].T, abs=1e-5)
 
     def test_many_texts_give_the_vectors_that_few_give(self, mini: MiniEncoder):
         many = [f"{text} {number}" for number in range(NUMPY_TEXTS) for text in TEXTS[:2]]

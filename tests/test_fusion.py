@@ -12,10 +12,11 @@ import torch
 from safetensors.numpy import load_file
 
 from indexer.errors import ModelError, UsageError
+from indexer.onnx_numpy import Network
 from indexer.types import Modality
 from mmsearch.rerank import PictureSide, TextSide, export
 from mmsearch.rerank.fusion import FUSIONS, Compressor, Fusion, FusionShape, pooled
-from mmsearch.rerank.fusion_onnx import OUTPUTS, FusionReranker, open_session
+from mmsearch.rerank.fusion_onnx import FASTER_AFTER, OUTPUTS, FusionReranker, open_session
 
 LINES = {
     "text->image": {"dual": 1.0, "fusion": 2.0, "bias": -1.0},
@@ -272,18 +273,32 @@ class TestExport:
                     )
                     assert logit == pytest.approx(seen.logits.item(), abs=1e-4)
 
-    def test_every_output_is_that_of_torch(self, tmp_path: Path) -> None:
-        made = model(layers=2)
-        folder = exported(tmp_path, made, Compressor(shape()))
+    def test_the_first_runs_are_by_numpy_and_all_say_the_same(self, tmp_path: Path) -> None:
+        reranker = FusionReranker(exported(tmp_path, model(), Compressor(shape())))
+        rng = np.random.default_rng(0)
+        text = TextSide("", rng.standard_normal((4, 6)).astype(np.float32))
+        pictures = [PictureSide(rng.standard_normal((9, 8)).astype(np.float32)) for _ in range(3)]
+        pairs = np.array([(0, 2), (0, 0), (0, 1)])
+        scores = []
+        for run in range(FASTER_AFTER + 2):
+            assert ("_session" in vars(reranker)) is (run > FASTER_AFTER)
+            scores.append(reranker.score([text], pictures, pairs))
+        assert np.ptp(scores[0]) > 0.1 and np.allclose(scores, scores[0], rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(("fusion", "layers"), SHAPES)
+    def test_every_output_is_that_of_torch(self, fusion: str, layers: int, tmp_path: Path) -> None:
+        made = model(fusion, layers)
+        folder = exported(tmp_path, made, Compressor(shape(fusion, layers)))
         words, mask, tokens = sides(texts=5, words=7, pictures=2)
         text, picture = torch.tensor([4, 0, 2]), torch.tensor([1, 1, 0])
         session = open_session(folder / "fusion.onnx")
         inputs = {"words": words, "mask": mask, "tokens": tokens, "text": text, "picture": picture}
-        found = session.run(list(OUTPUTS), {name: value.numpy() for name, value in inputs.items()})
+        given = {name: value.numpy() for name, value in inputs.items()}
         with torch.no_grad():
             expected = made.pairs(words, mask, tokens, text, picture)
-        for one, other in zip(found, expected, strict=True):
-            assert one.shape == tuple(other.shape) and np.allclose(one, other.numpy(), atol=1e-5)
+        for found in (session.run(list(OUTPUTS), given), Network(folder / "fusion.onnx").run(OUTPUTS, given)):
+            for one, other in zip(found, expected, strict=True):
+                assert one.shape == tuple(other.shape) and np.allclose(one, other.numpy(), atol=1e-5)
 
     def test_a_model_that_is_being_trained_is_exported_without_its_dropout(self, tmp_path: Path) -> None:
         """It is then in evaluation mode, and stays so."""
@@ -301,7 +316,9 @@ class TestExport:
         text, picture = all_pairs(4, 3)
         inputs = {"words": words, "mask": mask, "tokens": tokens, "text": text, "picture": picture}
         run = open_session(folder / "fusion.onnx").run
-        (found,) = run(["logits"], {name: value.numpy() for name, value in inputs.items()})
+        given = {name: value.numpy() for name, value in inputs.items()}
+        (found,) = run(["logits"], given)
+        assert np.allclose(Network(folder / "fusion.onnx").run(["logits"], given)[0], found, atol=1e-5)
         with torch.no_grad():
             expected = made.pairs(words, mask, tokens, text, picture).logits.numpy()
         difference = np.abs(found - expected).max()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
@@ -81,12 +82,13 @@ def test_a_file_with_a_copy_on_a_gpu_answers_the_same(tmp_path: Path, monkeypatc
     plain = VectorFile(tmp_path / "v", 16, 2100)
     loaded = []
 
-    def load(_file: gpu.Rows, dead: np.ndarray) -> HalfScan:
+    def load(_file: gpu.Rows, dead: np.ndarray, numbers: Sequence[int] | None) -> HalfScan:
+        assert numbers == (0, 1)
         loaded.append(len(dead))
         return scan(rows[:2000], 2, dead)
 
     monkeypatch.setattr(gpu, "load", load)
-    file.gpu = GpuSearch()
+    file.gpu = GpuSearch((0, 1))
     dead = np.array([7, 2050])
     for i, query in enumerate(unit(rng, 12)):
         for keywords in ({}, {"allowed": np.arange(100, 2100)}):

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from indexer import clustering, derive, recall
 from indexer.changes import Piece, Put, Remove
-from indexer.exact import reach_down
+from indexer.exact import distinct, reach_down
 from indexer.faiss_lists import FaissLists
 from indexer.index import Index
 from indexer.lists import Lists, header_path, open_lists, read_header, write_header
@@ -423,6 +423,7 @@ def test_clusters_by_hand() -> None:
 
 
 def test_scores_within_reach_by_hand() -> None:
+    assert distinct(np.array([5, 1, 5, 3, 1])).tolist() == [1, 3, 5] and distinct(np.zeros(0, np.int64)).tolist() == []
     assert reach_down(np.array([5, 1, 4, 3.9]), 2, 0.15).tolist() == [0, 2, 3]
     assert reach_down(np.array([5, -np.inf, 4]), 3, 0.1).tolist() == [0, 2]
 

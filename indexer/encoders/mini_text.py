@@ -21,6 +21,8 @@ TEXT_LAYERS = (4, 5, 6)
 CLASS_WEIGHT = 0.75
 """What the cosine of the sentence embeddings counts beside the cosine of the heads."""
 WORDS = "embeddings.word_embeddings.weight"
+SCRATCH = 196_608
+"""Weights that are widened at a time for a text that is the only one: what the second cache of a core holds."""
 
 
 def erf(x: np.ndarray) -> np.ndarray:
@@ -51,8 +53,9 @@ class NumpyBert:
     """Token numbers to the mean of each layer's token features, and to those of the last layer.
 
     ``packed`` are the tensors of ``text.safetensors``, under the names of ``transformers.BertModel`` and quantised. Of
-    the word embeddings, half of the weights, a question needs a dozen rows. A layer is widened when it is needed, and
-    kept from the second text on: the one text of a question from the shell is done in a third of the memory.
+    the word embeddings, half of the weights, a question needs a dozen rows. Of a layer, some rows are widened when they
+    are needed, and all are kept from the second text on: the one text of a question from the shell is done in a third
+    of the memory, and in half of the time, for pages of new memory cost more than the arithmetic.
     """
 
     def __init__(self, packed: Mapping[str, np.ndarray]) -> None:
@@ -79,6 +82,7 @@ class NumpyBert:
             {name.removeprefix(prefix): one for name, one in self._packed.items() if name.startswith(prefix)}
         )
         if self._asked:
+            layer.keep()
             self._kept.append(layer)
         return layer
 
@@ -93,8 +97,9 @@ class NumpyBert:
         x = rows + self._positions[: len(ids)] + self._segment
         x = layer_norm(x, *self._embedding_norm, EPSILON)
         means = [x.mean(axis=0)]
+        scratch = np.empty(SCRATCH, np.float32)
         for i in range(LAYERS):
-            x = self._layer(i)(x)
+            x = self._layer(i)(x, scratch)
             means.append(x.mean(axis=0))
         self._asked = True
         return np.stack(means), x
@@ -104,39 +109,69 @@ class _Layer:
     """One encoder layer: attention, then the feed-forward part, each added to its input and normalised after."""
 
     def __init__(self, packed: Mapping[str, np.ndarray]) -> None:
-        def linear(*names: str) -> _Linear:
-            return _Linear(*(np.concatenate([packed[f"{n}.{part}"] for n in names]) for part in _Linear.PARTS))
-
-        self._qkv = linear(*(f"attention.self.{name}" for name in ("query", "key", "value")))  # (D, 3 D), one product
-        self._out = linear("attention.output.dense")
-        self._up = linear("intermediate.dense")
-        self._down = linear("output.dense")
+        self._qkv = _Linear(packed, *(f"attention.self.{name}" for name in ("query", "key", "value")))  # (D, 3 D)
+        self._out = _Linear(packed, "attention.output.dense")
+        self._up = _Linear(packed, "intermediate.dense")
+        self._down = _Linear(packed, "output.dense")
         self._attention_norm = _weight_and_bias(packed, "attention.output.LayerNorm")
         self._output_norm = _weight_and_bias(packed, "output.LayerNorm")
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def keep(self) -> None:
+        """Widen all weights for good."""
+        for one in (self._qkv, self._out, self._up, self._down):
+            one.keep()
+
+    def __call__(self, x: np.ndarray, scratch: np.ndarray) -> np.ndarray:
         length, size = x.shape
-        qkv = self._qkv(x).reshape(length, 3, HEADS, size // HEADS)
+        qkv = self._qkv(x, scratch).reshape(length, 3, HEADS, size // HEADS)
         q, k, v = qkv.transpose(1, 2, 0, 3)  # each (heads, L, D / heads)
         weights = softmax(q @ k.transpose(0, 2, 1) / np.float32((size // HEADS) ** 0.5))  # (heads, L, L)
         context = (weights @ v).transpose(1, 0, 2).reshape(length, size)  # (L, D)
-        x = layer_norm(x + self._out(context), *self._attention_norm, EPSILON)
-        hidden = gelu(self._up(x))  # (L, 4 D)
-        return layer_norm(x + self._down(hidden), *self._output_norm, EPSILON)
+        x = layer_norm(x + self._out(context, scratch), *self._attention_norm, EPSILON)
+        hidden = gelu(self._up(x, scratch))  # (L, 4 D)
+        return layer_norm(x + self._down(hidden, scratch), *self._output_norm, EPSILON)
 
 
 class _Linear:
-    """A linear layer with int8 weights ``(N, D)`` and a scale for each row ``(N, 1)``, which what comes out is cheaper
-    to multiply with."""
+    """Linear layers side by side: of each the weights ``(N, D)``, and a bias ``(N,)`` if it has one.
 
-    PARTS = ("weight", f"weight{SCALE}", "bias")
+    Weights are int8 with a scale for each row ``(N, 1)`` or column ``(1, D)``, by which what comes out or goes in is
+    cheaper to multiply; or float32 without one.
+    """
 
-    def __init__(self, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> None:
-        self._weight = weight.astype(np.float32).T  # (D, N)
-        self._scale, self._bias = scale[:, 0], bias
+    def __init__(self, packed: Mapping[str, np.ndarray], *names: str) -> None:
+        self._parts = [
+            (packed[f"{name}.weight"], packed.get(f"{name}.weight{SCALE}", _ONE), packed.get(f"{name}.bias", _ZERO))
+            for name in names
+        ]
+        self._wide: list[np.ndarray] | None = None
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return x @ self._weight * self._scale + self._bias
+    def keep(self) -> None:
+        """Widen all weights for good."""
+        self._wide = [weight.astype(np.float32) for weight, _, _ in self._parts]
+
+    def __call__(self, x: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+        """``(L, D)`` to ``(L, N)``, the same whether the weights are kept or widened into ``scratch``."""
+        found = []
+        for number, (weight, scale, bias) in enumerate(self._parts):
+            by_row = scale.shape[1] == 1
+            inputs = x if by_row else x * scale
+            rows = len(scratch) // weight.shape[1]
+            outputs = []
+            for start in range(0, len(weight), rows):
+                end = min(start + rows, len(weight))
+                if self._wide is None:
+                    wide = scratch[: (end - start) * weight.shape[1]].reshape(end - start, -1)
+                    np.copyto(wide, weight[start:end])
+                else:
+                    wide = self._wide[number][start:end]
+                outputs.append(inputs @ wide.T)
+            output = np.concatenate(outputs, axis=1)
+            found.append((output * scale[:, 0] if by_row else output) + bias)
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+
+_ONE, _ZERO = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
 
 
 def _weight_and_bias(wide: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -155,18 +190,26 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 class NumpyHead:
     """``mini_torch.ResidualHead`` without torch: a linear map, a hidden layer that corrects it, and what makes one
-    vector of its answer and that of the words."""
+    vector of its answer and that of the words.
+
+    From the second call on weights are kept widened, as in ``NumpyBert``.
+    """
 
     def __init__(self, packed: Mapping[str, np.ndarray], prefix: str) -> None:
-        wide = widen({name: tensor for name, tensor in packed.items() if name.startswith(prefix)})
-        self._linear = _weight_and_bias(wide, f"{prefix}linear")
-        self._up = _weight_and_bias(wide, f"{prefix}up")
-        self._down = _weight_and_bias(wide, f"{prefix}down")
-        self._compact = wide.get(f"{prefix}compact.weight")
+        self._linear, self._up, self._down = (_Linear(packed, f"{prefix}{name}") for name in ("linear", "up", "down"))
+        self._compact = _Linear(packed, f"{prefix}compact") if f"{prefix}compact.weight" in packed else None
+        self._asked = self._kept = False
 
     def __call__(self, x: np.ndarray, words: np.ndarray) -> np.ndarray:
         """``(B, features)`` and the words' answer ``(B, 384)`` to ``(B, D)``, not normalised."""
-        hidden = gelu(x @ self._up[0].T + self._up[1])
-        head = x @ self._linear[0].T + self._linear[1] + hidden @ self._down[0].T + self._down[1]  # (B, 512)
+        if self._asked and not self._kept:
+            for one in (self._linear, self._up, self._down, self._compact):
+                if one is not None:
+                    one.keep()
+            self._kept = True
+        self._asked = True
+        scratch = np.empty(SCRATCH, np.float32)
+        hidden = gelu(self._up(x, scratch))
+        head = self._linear(x, scratch) + self._down(hidden, scratch)  # (B, 512)
         both = np.concatenate([_unit(head), np.float32(CLASS_WEIGHT**0.5) * _unit(words)], axis=1)  # (B, 896)
-        return both if self._compact is None else both @ self._compact.T
+        return both if self._compact is None else self._compact(both, scratch)

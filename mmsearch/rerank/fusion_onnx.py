@@ -1,4 +1,4 @@
-"""The fusion model without torch: its picture side in NumPy, its joint encoder through onnxruntime.
+"""The fusion model without torch: its picture side in NumPy, its joint encoder in NumPy or through onnxruntime.
 
 A folder holds it:
 
@@ -25,6 +25,8 @@ import numpy as np
 from indexer import onnx_session
 from indexer.encoders.mini_text import gelu
 from indexer.errors import ModelError, UsageError
+from indexer.onnx_numpy import Network, Unsupported
+from indexer.text_tower.mapped import map_tensors
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
 from mmsearch.calibration import FusedLine
@@ -40,6 +42,8 @@ OUTPUTS = ("logits", "attention", "weights")
 EPSILON = 1e-5
 THREADS = 2
 """The model is small, and other work goes on beside it."""
+FASTER_AFTER = 4
+"""Runs after which onnxruntime is loaded: it takes two thirds of NumPy's time, and four times that to be imported."""
 PAIRS = 256
 """Pairs that the model is given at once: what it holds in between is then some hundred megabytes at most."""
 
@@ -89,7 +93,8 @@ class FusionCompressor:
 def _normalise(x: np.ndarray) -> np.ndarray:
     """The last axis to mean 0 and variance 1 (Ba et al. 2016)."""
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
+    normed: np.ndarray = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
+    return normed
 
 
 def _pooling(grid: int, side: int) -> np.ndarray:
@@ -126,6 +131,7 @@ class FusionReranker:
         except (KeyError, TypeError, ValueError) as exc:
             raise ModelError(f"the reranker in {folder} is damaged ({type(exc).__name__}: {exc})") from exc
         self.calibration: Mapping[tuple[Modality, Modality], FusedLine] = read_lines(folder)
+        self._runs = 0
 
     @cached_property
     def compressor(self) -> Compressor:
@@ -134,13 +140,10 @@ class FusionReranker:
         Raises:
             ModelError: its weights cannot be read.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         path = self._folder / COMPRESSOR
         try:
-            return FusionCompressor(self._format, self.encoder, load_file(path), self._grid, self._side)
-        except (OSError, SafetensorError, KeyError, ValueError) as exc:
+            return FusionCompressor(self._format, self.encoder, map_tensors(path), self._grid, self._side)
+        except (KeyError, ValueError) as exc:
             raise ModelError(f"cannot read the weights {path}: {exc}") from exc
 
     @cached_property
@@ -199,9 +202,13 @@ class FusionReranker:
             "text": text.astype(np.int64),
             "picture": picture.astype(np.int64),
         }
-        session, count = self._session, len(pairs)
+        count = len(pairs)
+        self._runs += 1
+        network = self._network if self._runs <= FASTER_AFTER and "_session" not in self.__dict__ else None
         try:
-            found: list[np.ndarray] = session.run(list(outputs), inputs)
+            found: list[np.ndarray] = (network or self._session).run(list(outputs), inputs)
+        except ModelError:
+            raise
         except Exception as exc:  # the library's errors have no base but this
             raise ModelError(f"the reranker {self.name} failed on {count} pairs: {exc}") from exc
         if found[0].shape != (count,) or not all(np.isfinite(one).all() for one in found):
@@ -209,6 +216,14 @@ class FusionReranker:
                 f"the reranker {self.name} gave unusable logits of shape {found[0].shape} for {count} pairs"
             )
         return found
+
+    @cached_property
+    def _network(self) -> Network | None:
+        """The joint encoder in NumPy; None if it has something in it that only onnxruntime can run."""
+        try:
+            return Network(self._folder / MODEL)
+        except (OSError, Unsupported):
+            return None
 
     @cached_property
     def _session(self) -> Any:

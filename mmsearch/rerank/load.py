@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from indexer.errors import ModelMismatch, UsageError
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.folder import CONFIG, read_json
 from mmsearch.rerank.fusion_onnx import FusionReranker, read_config
-from mmsearch.rerank.itm import HUB, KINDS, ItmReranker
 
 PACKAGED = Path(__file__).parent / "weights"
 BESIDE = "reranker"
@@ -36,6 +34,8 @@ def load_reranker(name: str | os.PathLike[str] | None, encoder: Encoder, device:
     """
     if name is None:
         return _own(encoder)
+    from mmsearch.rerank.itm import HUB, KINDS, ItmReranker
+
     asked = os.fspath(name)
     folder = Path(asked).expanduser()
     if (folder / CONFIG).is_file():
@@ -57,6 +57,8 @@ def load_reranker(name: str | os.PathLike[str] | None, encoder: Encoder, device:
         raise UsageError(
             f"no reranker in {asked!r}: it holds no {CONFIG}; name the folder of one, or one of these: {names}"
         )
+    import difflib
+
     close = difflib.get_close_matches(asked.rpartition("/")[2], HUB, n=2)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UsageError(f"no reranker is called {asked!r} and no folder has that name: {hint}There are {names}")

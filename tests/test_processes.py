@@ -1,0 +1,171 @@
+"""Several processes for one model: the same vectors as one, and no hang and no orphan when one of them ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import two_processes
+from colour_encoder import ColourCompressor, PatchColourEncoder
+from PIL import Image
+
+from indexer import processes
+from indexer.embedding import encode_each
+from indexer.encoders.load import load_encoder
+from indexer.errors import ModelError
+from indexer.index import Index
+from indexer.lanes import in_parts
+from indexer.pipeline import update
+from indexer.processes import Processes, load_embed
+from indexer.reading import IMAGE_BATCH
+from indexer.types import Modality
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(count)
+    return list(rng.random((count, 3, 8, 8), np.float32))
+
+
+def shared() -> set[str]:
+    folder = Path("/dev/shm")
+    return {path.name for path in folder.glob("psm_*")} if folder.is_dir() else set()
+
+
+@pytest.fixture(params=["shared memory", "pipe"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How batches go to the processes; without room for shared memory, through the pipe."""
+    if request.param == "pipe":
+        monkeypatch.setattr(processes, "_shared", lambda size: None)
+    return str(request.param)
+
+
+def test_two_processes_make_what_one_makes_in_order_and_share_the_work(way: str) -> None:
+    before = shared()
+    said: list[str] = []
+    batch = pictures(70)
+    with Processes(two_processes.means, ["cpu", "cpu"], said.append) as two:
+        assert two.count == 2
+        found = in_parts(two, batch, 3) + in_parts(two, batch[:40], 40)  # the blocks grow
+        assert bool(shared() - before) == (way == "shared memory")
+        uneven = [np.ones((3, 2, 2), np.float32), np.ones((3, 4, 4), np.float32)]
+        assert [one[0].tolist() for one in two.submit(uneven).result()] == [[1, 1, 1]] * 2
+    assert shared() <= before and said == ["cpu: loaded", "cpu: loaded"]
+    wanted = [vector for vector, _ in two_processes.means("cpu", said.append)(batch)]
+    np.testing.assert_array_equal([vector for vector, _ in found], wanted + wanted[:40])
+    assert len({tokens.tobytes() for _, tokens in found}) == 2
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(ModelError, match=r"embedded on ill was ended by SIGKILL, as the system does where memory"),
+        Processes(two_processes.dying, ["well", "ill"]) as two,
+    ):
+        in_parts(two, pictures(8), 1)
+    assert time.monotonic() - started < 9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (two_processes.missing, r"^no weights for b[ao]x$"),
+        (two_processes.broken, r"^the model fails on b[ao]x: KeyError: 'b[ao]x'$"),
+        (lambda device, say: None, r"^cannot start a process that embeds"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_there_is_an_error_that_says_so(make: processes.Make, message: str) -> None:
+    with pytest.raises(ModelError, match=message), Processes(make, ["bax", "box"]) as two:
+        in_parts(two, pictures(4), 1)
+
+
+def test_a_process_with_little_memory_halves_its_batches() -> None:
+    said: list[str] = []
+    batch = pictures(12)
+    with Processes(two_processes.five_at_most, ["cpu"], said.append) as one:
+        found = one.submit(batch).result() + one.submit(batch).result()
+    plain = encode_each(two_processes.means("cpu", said.append), batch)
+    np.testing.assert_array_equal([v for v, _ in found], [v for v, _ in plain * 2])
+    assert [line for line in said if "memory" in line] == [
+        "cpu: out of memory with 12 pictures at a time; going on with 6",
+        "cpu: out of memory with 6 pictures at a time; going on with 3",
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_no_process_is_left_when_the_program_is_stopped(how: str) -> None:
+    """Ctrl-C goes to all of them, and what they are at is not waited for. A kill goes to the first alone: the others
+    notice when they are done."""
+    before = shared()
+    seconds = "600" if how == "interrupt" else "0.5"
+    program = subprocess.Popen(
+        [sys.executable, two_processes.__file__, seconds, seconds],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert program.stdout is not None
+    theirs = [int(program.stdout.readline().rpartition(" ")[2]) for _ in range(2)]
+    assert all(_runs(pid) for pid in theirs)
+    if how == "interrupt":
+        os.killpg(program.pid, signal.SIGINT)
+    else:
+        program.kill()
+    _, errors = program.communicate(timeout=20)
+    assert program.returncode == (1 if how == "interrupt" else -signal.SIGKILL) and "Traceback" not in errors
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in theirs) or shared() - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_index_made_by_two_processes_is_the_one_made_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With image tokens; a broken file is a line in the report, and few files are done without further processes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(2 * IMAGE_BATCH + 1):
+        Image.fromarray(rng.integers(0, 255, (2, 2, 3), np.uint8)).save(folder / f"{n:03}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    monkeypatch.setattr("indexer.pipeline.load_embed", two_processes.colours)
+    encoder, held, seen = PatchColourEncoder(), [], []
+    made = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "dim": encoder.dim}
+    for devices in (("cpu",), ("cpu", "cpu")):
+        with Index.create(tmp_path / str(len(devices)), **made) as index:
+            report = update(index, encoder, [folder], compressor=ColourCompressor(), devices=devices)
+            assert report.added == 2 * IMAGE_BATCH + 1 and len(report.skipped) == 1
+            seen.append(encoder.images_seen)
+            (folder / "late.png").write_bytes((folder / "000.png").read_bytes() + devices[-1].encode())
+            assert update(index, encoder, [folder], compressor=ColourCompressor(), devices=devices).added == 1
+            (folder / "late.png").unlink()
+            with index.snapshot() as snapshot:
+                rows = np.arange(2 * IMAGE_BATCH + 2)
+                held.append((snapshot.vectors[Modality.IMAGE].matrix().copy(), *snapshot.tokens(rows)))
+    assert seen == [2 * IMAGE_BATCH + 1, 2 * IMAGE_BATCH + 2]  # here the second run asked for one picture, the first
+    for one, two in zip(*held, strict=True):
+        np.testing.assert_array_equal(two, one)
+
+
+def test_a_process_loads_the_model_of_the_index_or_says_that_it_is_another() -> None:
+    encoder = load_encoder("mini", "cpu")
+    prepared = encoder.prepare(Image.new("RGB", (40, 30), "teal"))
+    ((vector, tokens),) = load_embed("mini", encoder.fingerprint, None, "cpu", print)([prepared])
+    np.testing.assert_allclose(vector, encoder.encode_prepared(prepared[None])[0], atol=1e-6)
+    assert tokens is None
+    with pytest.raises(ModelError, match="the model mini was changed while it was loaded"):
+        load_embed("mini", "c0ffee", None, "cpu", print)
