@@ -15,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 
-from indexer import blas
 from indexer.embedding import Embed, encode_each
 from indexer.encoders import Encoder, streams
 from indexer.performance import Meter
@@ -53,7 +52,10 @@ class Lanes:
 
     def __enter__(self) -> Lanes:
         if self.count > 1:
-            self._limits.enter_context(blas.one_thread())
+            from threadpoolctl import threadpool_limits
+
+            # Else NumPy's products take all cores, too, and wait for them: twice the processor time with `mini`.
+            self._limits.enter_context(threadpool_limits(1, user_api="blas"))
         return self
 
     def __exit__(

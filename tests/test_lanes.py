@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from colour_encoder import ColourEncoder
 from PIL import Image
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import mmsearch
-from indexer import blas
 from indexer.embedding import Embed
 from indexer.errors import ModelError
 from indexer.lanes import Lanes, in_parts
@@ -92,20 +92,15 @@ def test_what_torch_computes_in_a_lane_stays_on_one_core_and_elsewhere_as_it_was
 
 
 def test_numpy_computes_on_one_core_while_lanes_do_and_then_as_before() -> None:
-    calls = blas._calls()
-    if calls is None:
-        pytest.skip("NumPy brings no OpenBLAS here")
-    ask, tell = calls
-    before = ask()
-    tell(2)
-    try:
+    def threads() -> set[int]:
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
         with Lanes(plainly(ColourEncoder()), TwoStreams()):
-            assert ask() == 1
-        assert ask() == 2
+            assert threads() == {1}
+        assert threads() == {2}
         with Lanes(plainly(ColourEncoder()), ColourEncoder()):
-            assert ask() == 2
-    finally:
-        tell(before)
+            assert threads() == {2}
 
 
 def test_an_index_made_in_two_streams_is_the_one_made_in_one(tmp_path: Path) -> None:
