@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 import mmsearch
-from indexer.index import Index, Piece, Put
+from indexer.changes import Piece, Put
+from indexer.index import Index
 from indexer.pipeline import Addition
 from indexer.types import Asset, Modality
 
@@ -70,7 +71,8 @@ def make_index(
     """An index of ``items`` pictures by ``model``, with vectors and tokens that nobody computed."""
     rng = np.random.default_rng(0)
     with mmsearch.open(folder, model=model) as library:
-        library.add([Addition(key="note", text="a note about nothing")])  # makes the index, and exports its text tower
+        note = Addition(key="note", text="a note about nothing")
+        library.add([note], tokens=with_tokens)  # makes the index, and exports its text tower
         dim, reranker = library.encoder.dim, library.reranker
     compressor = None if reranker is None or not with_tokens else reranker.compressor
     tokens = None if compressor is None else compressor.format

@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from indexer.catalogue import Reader
+from indexer.changes import Piece, Put
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
-from indexer.index import Index, Piece, Put
+from indexer.index import Index
 from indexer.types import Asset, Modality, Span
 from indexer.words import match_all, phrases
 from mmsearch import calibration

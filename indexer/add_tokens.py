@@ -15,8 +15,9 @@ from indexer.encoders import Encoder, PatchEncoder
 from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.reading import IMAGE_BATCH, Read, read_ahead, read_file, read_still
+from indexer.reports import Progress, TokensReport
 from indexer.tokens import Compressor, pack_checked
-from indexer.types import VISUAL, Item, Modality, Progress, Skipped, Span, TokensReport
+from indexer.types import VISUAL, Item, Modality, Skipped, Span
 from indexer.writer import IndexWriter
 
 _ROWS_BATCH = 256

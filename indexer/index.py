@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
 from indexer.gpu import GpuSearch
@@ -329,16 +328,3 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-__all__ = [
-    "Change",
-    "Index",
-    "Manifest",
-    "Piece",
-    "Put",
-    "Remove",
-    "Restamp",
-    "Skip",
-    "Snapshot",
-]

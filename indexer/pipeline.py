@@ -36,9 +36,10 @@ from indexer.performing import Performing
 from indexer.processes import Processes, load_embed
 from indexer.reading import IMAGE_BATCH, Read, is_script_file, read_ahead, read_file
 from indexer.records import Stamp
+from indexer.reports import Progress, UpdateReport
 from indexer.streams import TEXT_BATCH, Streams
 from indexer.tokens import Compressor
-from indexer.types import Asset, Modality, Progress, Skipped, UpdateReport
+from indexer.types import Asset, Modality, Skipped
 from indexer.writer import IndexWriter
 
 if TYPE_CHECKING:

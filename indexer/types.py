@@ -1,4 +1,4 @@
-"""The nouns of the index: what a file is, what a searchable piece of it is, and what a run did.
+"""The nouns of the index: what a file is, and what a searchable piece of it is.
 
 Vectors are unit float32 rows, ids are int64, times are seconds since 1970 (UTC).
 """
@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
-
-from indexer.performance import Performance
 
 
 class Modality(str, Enum):
@@ -92,57 +90,3 @@ class Skipped:
 
     path: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run is: files done out of ``total``, ``skipped`` among them, and the one it is at.
-
-    ``share`` is how much of that one is done, from 0 to 1, while it is in the middle of it: a long video or document.
-    """
-
-    done: int
-    total: int
-    skipped: int
-    path: str
-    share: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class TokensReport:
-    """What one run that adds image tokens did, in pictures; ``seconds`` is wall time.
-
-    ``present`` had their tokens before. ``changed`` and ``missing`` files are left for the next update of the index,
-    ``from_memory`` cannot be read again, and ``skipped`` are the files that could not be read or that the model did not
-    take; all of these have no tokens.
-    """
-
-    added: int = 0
-    present: int = 0
-    changed: int = 0
-    missing: int = 0
-    from_memory: int = 0
-    seconds: float = 0.0
-    skipped: tuple[Skipped, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateReport:
-    """What one indexing run did, in files; ``seconds`` is wall time and ``items`` counts new vectors.
-
-    ``skipped`` are the files that this run could not take, ``skipped_before`` counts unchanged ones that an earlier run
-    could not.
-    """
-
-    added: int = 0
-    updated: int = 0
-    moved: int = 0
-    duplicates: int = 0
-    removed: int = 0
-    unchanged: int = 0
-    items: int = 0
-    seconds: float = 0.0
-    skipped: tuple[Skipped, ...] = ()
-    skipped_before: int = 0
-    performance: Performance | None = None
-    """Where the time went; None for a run that had nothing to read."""

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
-    from indexer.pipeline import Addition, Progress
-    from indexer.types import Asset, Item, Modality, Skipped, Span, TokensReport, UpdateReport
+    from indexer.pipeline import Addition
+    from indexer.reports import Progress, TokensReport, UpdateReport
+    from indexer.types import Asset, Item, Modality, Skipped, Span
     from indexer.writer import VerifyReport
     from mmsearch.library import Library, Status, open
     from mmsearch.query import Query, parse_query
@@ -54,7 +55,7 @@ _HOME = {
     "ModelError": "indexer.errors",
     "ModelMismatch": "indexer.errors",
     "NoIndex": "indexer.errors",
-    "Progress": "indexer.pipeline",
+    "Progress": "indexer.reports",
     "Query": "mmsearch.query",
     "Reranker": "mmsearch.rerank",
     "Searcher": "mmsearch.search",
@@ -62,8 +63,8 @@ _HOME = {
     "Span": "indexer.types",
     "Status": "mmsearch.library",
     "StorageError": "indexer.errors",
-    "TokensReport": "indexer.types",
-    "UpdateReport": "indexer.types",
+    "TokensReport": "indexer.reports",
+    "UpdateReport": "indexer.reports",
     "UsageError": "indexer.errors",
     "VerifyReport": "indexer.writer",
     "open": "mmsearch.library",

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from indexer.errors import MmsearchError, NoIndex, UsageError
-from indexer.types import TokensReport, UpdateReport
+
+if TYPE_CHECKING:
+    from indexer.reports import TokensReport, UpdateReport
 
 LATER = {
     "data": "mmsearch.datasets.command",
@@ -419,7 +421,7 @@ def explain(
         found = explain_alone(encoder, load_reranker(reranker, encoder), question, shown, method or METHOD)
     else:
         with _open(index, model, device, reranker) as library:
-            found = library.explain(question, picture, method=method or METHOD)
+            found = library.explain(question, picture, method=method)
     if out is not None:
         found.save(out)
     if json_:
@@ -548,6 +550,8 @@ def _open(index: Path | None, model: str | None = None, device: str | None = Non
 def _report_values(report: UpdateReport | TokensReport) -> dict[str, Any]:
     values = {name: getattr(report, name) for name in report.__slots__}
     values["skipped"] = [{"path": s.path, "reason": s.reason} for s in report.skipped]
+    from indexer.reports import UpdateReport
+
     if isinstance(report, UpdateReport):
         values["performance"] = None if report.performance is None else report.performance.as_dict()
     return values

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer import performance
 from indexer.embedding import check_same_model
 from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
@@ -22,13 +21,11 @@ from indexer.errors import IndexBusy, ModelMismatch, NoIndex, StorageError, Usag
 from indexer.index import Index
 from indexer.text_tower import FOLDER as TEXT_TOWER
 from indexer.tokens import Compressor
-from indexer.types import VISUAL, Modality, Skipped, TokensReport, UpdateReport
-from mmsearch import calibration
+from indexer.types import VISUAL, Modality, Skipped
+from mmsearch import background, calibration
 from mmsearch.captioned import with_pictures
 from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
-from mmsearch.rerank.explain import explain_alone, show
-from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher, exact_hits
 
@@ -37,18 +34,15 @@ if TYPE_CHECKING:
 
     from indexer.derive import Say, Tuning
     from indexer.performance import Performance
-    from indexer.pipeline import Addition, Progress
+    from indexer.pipeline import Addition
+    from indexer.reports import Progress, TokensReport, UpdateReport
     from indexer.writer import VerifyReport
+    from mmsearch.rerank.explanation import Explanation
     from mmsearch.showing import Moment
 
 DEFAULT_MODEL = "mini"
 ANSWERS = 10
 """Answers to a question that does not say how many, if so many match."""
-
-_CALIBRATION_SAMPLE = 512
-"""Items of each kind on which the background of a model without a calibration is measured."""
-_CALIBRATION_GROWTH = 2
-"""The background is measured again when the index has grown by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +300,10 @@ class Library:
         _check_recall(recall)
         from indexer.derive import derive
 
-        return derive(self._need_index(), recall=recall, questions=self._everyday_vectors, say=say)
+        index = self._need_index()
+        if not is_mini(index.manifest.encoder) and background.wanted(index) and self.questioner.calibration is None:
+            background.keep(index, self._everyday(), mini_calibration())
+        return derive(index, recall=recall, questions=self._everyday_vectors, say=say)
 
     def tune(self) -> list[Tuning]:
         """What a question costs for which recall, measured on the vectors of the index.
@@ -328,6 +325,10 @@ class Library:
 
     def _everyday_vectors(self) -> np.ndarray:
         return self.encoder.encode_texts(calibration.everyday_questions())
+
+    def _everyday(self) -> np.ndarray:
+        """The same by whatever reads questions, which need not be the whole model."""
+        return self.questioner.encode_texts(calibration.everyday_questions())
 
     def add_tokens(
         self, progress: Callable[[Progress], None] = lambda _: None, say: Say = lambda _: None
@@ -443,7 +444,9 @@ class Library:
         searcher = self.searcher()
         return with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
 
-    def explain(self, question: str, picture: Image | str | os.PathLike[str], *, method: str = METHOD) -> Explanation:
+    def explain(
+        self, question: str, picture: Image | str | os.PathLike[str], *, method: str | None = None
+    ) -> Explanation:
         """Which parts of ``picture`` the words of ``question`` look at, as a map of heat that can be saved as a PNG.
 
         The picture need not be in the index, and there need be none; where it is, it is still read from its file.
@@ -451,17 +454,20 @@ class Library:
         Args:
             picture: a PIL image or the path of one.
             method: ``attention`` (where the words looked) or ``occlusion`` (what the score hangs on); see
-                ``mmsearch.rerank.explanation.METHOD``.
+                ``mmsearch.rerank.explanation.METHOD``, which it is for None.
 
         Raises:
             UsageError: there is no word or no such picture, or there is no reranker, or one that cannot explain.
             DecodeError: the picture cannot be read.
             ModelError: the model or the reranker fails, or the reranker does not say where words look.
         """
+        from mmsearch.rerank.explain import explain_alone, show
+        from mmsearch.rerank.explanation import METHOD
+
         shown = show(picture, self.questioner.image_size)
         if Index.exists(self.folder):
             return self.searcher().explain(question, shown, method)
-        return explain_alone(self.encoder, self.reranker, question, shown, method)
+        return explain_alone(self.encoder, self.reranker, question, shown, method or METHOD)
 
     def moment(self, hit: str) -> Moment:
         """The moment that a hit names as ``FILE#t=START,END``, with its best frame if the file is in the index.
@@ -535,6 +541,8 @@ class Library:
         Raises:
             NoIndex: nothing was indexed yet.
         """
+        from indexer import performance
+
         return performance.load(self._need_index().folder)
 
     def verify(self) -> VerifyReport:
@@ -570,11 +578,13 @@ class Library:
                     check_same_model(index, encoder)
                     self._searcher = Searcher(index, encoder, calibration.read(encoder.calibration), self.reranker)
                 return self._searcher
-            with index.snapshot() as snapshot:
-                rows = sum(snapshot.state.rows.values())
-            if self._searcher is None or rows > _CALIBRATION_GROWTH * self._searcher_rows:
+            rows = background.rows_of(index)
+            if self._searcher is None or not background.holds(self._searcher_rows, rows):
                 check_same_model(index, encoder)
-                self._searcher = Searcher(index, encoder, _background(index, encoder), self.reranker)
+                lines = background.read(index, rows)
+                if lines is None:
+                    lines = background.measure(index, self._everyday(), mini_calibration())
+                self._searcher = Searcher(index, encoder, lines, self.reranker)
                 self._searcher_rows = rows
             return self._searcher
 
@@ -625,19 +635,6 @@ def mini_calibration() -> dict[tuple[Modality, Modality], calibration.Line]:
     from indexer.encoders.mini import CALIBRATION, PACKAGED
 
     return calibration.read(json.loads((PACKAGED / CALIBRATION).read_text(encoding="utf-8")))
-
-
-def _background(index: Index, encoder: Encoder) -> calibration.Calibration:
-    """The calibration of a model that brings none, measured on the index."""
-    items: dict[Modality, np.ndarray] = {}
-    with index.snapshot() as snapshot:
-        for modality, file in snapshot.vectors.items():
-            alive = np.setdiff1d(np.arange(file.rows), snapshot.dead[modality], assume_unique=True)
-            if len(alive):
-                chosen = alive[np.linspace(0, len(alive) - 1, min(len(alive), _CALIBRATION_SAMPLE)).astype(int)]
-                items[modality] = file.fetch(chosen)
-    questions = encoder.encode_texts(calibration.everyday_questions())
-    return calibration.measure(questions, items, mini_calibration())
 
 
 def _read_image(image: Image | str | os.PathLike[str] | None, size: int) -> Image | None:

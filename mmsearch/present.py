@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from indexer.types import VISUAL, TokensReport, UpdateReport
+from indexer.types import VISUAL
 
 if TYPE_CHECKING:
     from indexer.derive import Tuning
     from indexer.performance import Performance, Stage
+    from indexer.reports import TokensReport, UpdateReport
     from mmsearch.library import Status
     from mmsearch.rerank.explanation import Explanation
     from mmsearch.search import Hit, Hits

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from indexer.pipeline import Progress
+from indexer.reports import Progress
 from mmsearch.present import display_path, duration
 
 _LOG_SECONDS = 10.0

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.query import Query, least_shown
 from mmsearch.rerank import PictureSide, Reranker, TextSide
-from mmsearch.rerank.explain import Shown, explain, no_reranker, show
-from mmsearch.rerank.explanation import METHOD, Explanation
 from mmsearch.rerank.stage import SecondStage, fused_order
 from mmsearch.things import Scored, Thing, things
 from mmsearch.words import evidence, raised
+
+if TYPE_CHECKING:
+    from mmsearch.rerank.explain import Shown
+    from mmsearch.rerank.explanation import Explanation
 
 _MORE = 4
 """So many times more pieces are fetched where the first ones were too few things."""
@@ -48,7 +50,7 @@ class Hit:
     item: Item
     reranked: bool = False
     """Whether a reranker has looked at it; else its score is what the first stage says."""
-    explaining: Callable[[str], Explanation] | None = field(default=None, repr=False, compare=False)
+    explaining: Callable[[str | None], Explanation] | None = field(default=None, repr=False, compare=False)
     """What ``explain`` asks: the searcher that found it."""
     exact: bool = False
     """Whether it was found by its words alone: ``score`` is then its BM25 score as a share of the best one's."""
@@ -145,14 +147,14 @@ class Hit:
         """What the caller said about it when adding it."""
         return self.item.asset.metadata
 
-    def explain(self, *, method: str = METHOD) -> Explanation:
+    def explain(self, *, method: str | None = None) -> Explanation:
         """Which parts of the picture the words look at: those of the question, or for a picture those of this text.
 
         The file of a picture is read again. The probability is that of these words and this picture: ``score``, unless
         more than that was asked for, the file has changed, or the reranker has not looked at it.
 
         Args:
-            method: ``attention`` or ``occlusion``; see ``mmsearch.rerank.explanation.METHOD``.
+            method: ``attention`` or ``occlusion``; see ``mmsearch.rerank.explanation.METHOD``, which it is for None.
 
         Raises:
             UsageError: words meet words here, or a picture a picture; or the file is gone, or never was; or there is no
@@ -540,20 +542,28 @@ class Searcher:
         reranked = np.concatenate([found.reranked[kept], again.reranked])
         return _Found(rows[order], logits[order], reranked[order])
 
-    def explain(self, text: str, shown: Shown, method: str = METHOD, *, asked: Modality = Modality.TEXT) -> Explanation:
+    def explain(
+        self, text: str, shown: Shown, method: str | None = None, *, asked: Modality = Modality.TEXT
+    ) -> Explanation:
         """Which parts of a picture the words of ``text`` look at; ``asked`` is which of the two is the question.
 
         Raises:
             UsageError: there is no word, no reranker, or one that cannot explain.
             ModelError: the reranker fails, or does not say where words look.
         """
+        from mmsearch.rerank.explain import explain, no_reranker
+        from mmsearch.rerank.explanation import METHOD
+
         if self._second is None:
             raise no_reranker(self.encoder)
+        method = method or METHOD
         answered = Modality.TEXT if asked is Modality.IMAGE else Modality.IMAGE
         return explain(self._second, text, shown, method, asked=asked, line=line_for(self.calibration, asked, answered))
 
-    def _explain_hit(self, query: Query, item: Item, method: str) -> Explanation:
+    def _explain_hit(self, query: Query, item: Item, method: str | None) -> Explanation:
         """The words and the picture among what was asked and what was found."""
+        from mmsearch.rerank.explain import Shown, show
+
         if item.modality in VISUAL and query.text is not None:
             if not item.asset.path:
                 raise UsageError(
@@ -627,11 +637,11 @@ def _hits(
     found: Sequence[Thing],
     least: float,
     not_reranked: str | None,
-    explain_hit: Callable[[Query, Item, str], Explanation],
+    explain_hit: Callable[[Query, Item, str | None], Explanation],
 ) -> Hits:
     """The things that were found, best first, as far as they are as likely as ``least``."""
 
-    def explaining(item: Item) -> Callable[[str], Explanation]:
+    def explaining(item: Item) -> Callable[[str | None], Explanation]:
         return lambda method: explain_hit(query, item, method)
 
     hits = []

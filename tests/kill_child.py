@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from colour_encoder import ColourCompressor, PatchColourEncoder
 
-from indexer.index import Change, Index, Put
+from indexer.changes import Change, Put
+from indexer.index import Index
 from indexer.pipeline import add_tokens, update
 from indexer.types import Modality
 from indexer.writer import IndexWriter

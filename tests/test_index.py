@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.changes import Piece, Put, Remove, Restamp, Skip
 from indexer.errors import IndexBusy, IndexDamaged, ModelError, NoIndex, StorageError, UsageError
-from indexer.index import Index, Piece, Put, Remove, Restamp, Skip
+from indexer.index import Index
 from indexer.types import Asset, Modality, Span
 
 EYE = np.eye(4, dtype=np.float32)

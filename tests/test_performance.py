@@ -17,7 +17,7 @@ import mmsearch
 from indexer import performing
 from indexer.performance import FILE, Meter, Performance, Stage, load
 from indexer.reading import IMAGE_BATCH
-from indexer.types import Progress
+from indexer.reports import Progress
 from mmsearch.present import performance_line, performance_lines
 
 FIGURES = Performance(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from indexer.pipeline import Progress
-from indexer.types import Asset, Item, Modality, Skipped, Span, UpdateReport
+from indexer.reports import Progress, UpdateReport
+from indexer.types import Asset, Item, Modality, Skipped, Span
 from mmsearch.present import display_path, duration, hits_paths, hits_table, report_lines
 from mmsearch.progress import ProgressLine, describe, describe_within
 from mmsearch.search import Hit

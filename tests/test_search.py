@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from test_pipeline import counts
 import mmsearch
 from indexer.encoders import Encoder
 from indexer.types import Modality
-from mmsearch import calibration
+from mmsearch import background, calibration
 
 Paint = Callable[..., Path]
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -329,6 +331,37 @@ def test_a_model_without_calibration_is_measured_on_the_index(tmp_path: Path, ph
         cosines = encoder.encode_texts(calibration.everyday_questions()) @ pictures.T
         assert (line.mean, line.std) == pytest.approx((float(cosines.mean()), float(cosines.std())), abs=1e-6)
         assert names(library.query("red", k=1, kind="image")) == ["red.png"]
+
+
+def test_what_was_measured_on_an_index_is_kept_and_measured_again_when_it_no_longer_holds(
+    tmp_path: Path, photos: Path, paint: Callable[..., Path]
+) -> None:
+    class Uncalibrated(ColourEncoder):
+        calibration = None  # type: ignore[assignment]
+
+    def line() -> calibration.Line:
+        with mmsearch.open(tmp_path / "index", model=Uncalibrated()) as library:
+            return library.searcher().calibration[Modality.TEXT, Modality.IMAGE]
+
+    with mmsearch.open(tmp_path / "index", model=Uncalibrated()) as library:
+        library.index(photos)
+    kept, file = line(), tmp_path / "index" / background.FILE
+    values = json.loads(file.read_text())
+    assert values["rows"] == 6
+    assert values["lines"]["text->image"] == asdict(kept)
+    values["lines"]["text->image"]["mean"] = 0.125
+    file.write_text(json.dumps(values))
+    assert line() == replace(kept, mean=0.125)  # read, and not measured
+    for damaged in ("{", json.dumps(values | {"fingerprint": "another"}), json.dumps(values | {"rows": 13})):
+        file.write_text(damaged)
+        assert line() == kept
+    file.write_text(json.dumps(values))
+    for number in range(7):
+        paint(f"more/{number}.png", (255 - number, 0, 0))
+    with mmsearch.open(tmp_path / "index", model=Uncalibrated()) as library:
+        library.index(photos)
+    assert json.loads(file.read_text())["rows"] == 13
+    assert line().mean not in (0.125, kept.mean)
 
 
 def test_calibration_equals_its_plain_twin() -> None:

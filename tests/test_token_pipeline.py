@@ -14,15 +14,17 @@ from conftest import BLUE, GREEN, RED, SAMPLES
 from PIL import Image
 
 from indexer import reading
+from indexer.changes import Remove
 from indexer.decode import decode_image
 from indexer.discover import Found
 from indexer.encoders.mini import MiniEncoder
 from indexer.errors import ModelError, ModelMismatch
-from indexer.index import Index, Remove
-from indexer.pipeline import Addition, Progress, add, add_tokens, update
+from indexer.index import Index
+from indexer.pipeline import Addition, add, add_tokens, update
 from indexer.reading import IMAGE_BATCH
+from indexer.reports import Progress, TokensReport
 from indexer.tokens import TokenFormat, pack, unpack
-from indexer.types import Modality, TokensReport
+from indexer.types import Modality
 
 Paint = Callable[..., Path]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.changes import Piece, Put, Remove, Restamp
 from indexer.errors import ModelError, StorageError, UsageError
-from indexer.index import FORMAT, Index, Piece, Put, Remove, Restamp
+from indexer.index import FORMAT, Index
 from indexer.tokens import MAX_ROW_BYTES, TokenFile, TokenFormat, pack, token_checksum, unpack
 from indexer.types import Asset, Modality
 

@@ -22,8 +22,9 @@ from test_tokens import make_format_1
 import mmsearch
 from indexer import words
 from indexer.catalogue import Catalogue
+from indexer.changes import Piece, Put, Remove, Restamp
 from indexer.errors import StorageError
-from indexer.index import Index, Piece, Put, Remove, Restamp
+from indexer.index import Index
 from indexer.records import PieceRow
 from indexer.types import Asset, Modality, Span
 from mmsearch.present import hits_table

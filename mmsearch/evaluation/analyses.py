@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from indexer.encoders import Encoder
-    from indexer.pipeline import Progress
+    from indexer.reports import Progress
     from mmsearch.datasets import Captioned, Dataset, Picture
     from mmsearch.evaluation.agreement import Agreement
     from mmsearch.evaluation.classification import Classification
@@ -88,7 +88,7 @@ def embed_pictures(
 
     import numpy as np
 
-    from indexer.pipeline import Progress
+    from indexer.reports import Progress
 
     def prepared(picture: Picture) -> list[np.ndarray] | str:
         try:

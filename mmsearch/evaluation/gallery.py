@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import mmsearch
+from indexer.changes import Piece, Put, Skip
 from indexer.decode import decode_image
 from indexer.embedding import Embed, embedding
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
 from indexer.errors import DecodeError, StorageError, UsageError
-from indexer.index import Index, Piece, Put, Skip, Snapshot
+from indexer.index import Index, Snapshot
 from indexer.pipeline import IMAGE_BATCH
 from indexer.tokens import Compressor
 from indexer.types import Asset, Item, Modality, Skipped
