@@ -79,6 +79,7 @@ def slow(device: str, say: Say) -> Embed:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without one
     try:
         with Processes(slow, sys.argv[1:], lambda line: print(line, flush=True)) as processes:
             sent = [processes.submit([np.zeros((3, 2, 2), np.float32)]) for _ in range(2)]
