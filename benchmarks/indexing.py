@@ -38,7 +38,9 @@ import cold
 import numpy as np
 from PIL import Image
 
-FLOAT32 = "from indexer.encoders import precision; precision.INSTRUCTIONS = (); from mmsearch.cli import main; main()"
+FLOAT32 = (
+    "from indexer.encoders import precision; precision.INSTRUCTIONS = (); from mmsearch.__main__ import main; main()"
+)
 FEW = 32
 """Files of the short run of a turn."""
 LARGE, QUALITY, NOISE = (4000, 3000), 90, 4.0

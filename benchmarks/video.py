@@ -43,7 +43,7 @@ TOLERANCE = 0.5
 OVERLAP = 0.5
 DEPTH = 60
 """Moments that are asked for: enough for ten photographs."""
-INDEXING = "from indexer import pooling, streams; streams.POOL = pooling.{}; from mmsearch.cli import main; main()"
+INDEXING = "from indexer import pooling, streams; streams.POOL = pooling.{}; from mmsearch.__main__ import main; main()"
 """`mmsearch`, with clips pooled in one of the two ways."""
 
 

@@ -1,24 +1,21 @@
-"""The command: parse, call the library, present. Answers go to stdout, talk to stderr; 0 done, 1 failed, 2 misused."""
+"""The commands: parse, call the library, present. Answers go to stdout, talk to stderr."""
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
-import os
-import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from indexer.errors import MmsearchError, NoIndex, UsageError
+from indexer.errors import NoIndex, UsageError
+from mmsearch import asking
+from mmsearch.asking import say
 
 if TYPE_CHECKING:
     from indexer.reports import TokensReport, UpdateReport
@@ -106,8 +103,6 @@ RerankerOption = Annotated[
         metavar="NAME", help="A reranker's folder, or blip-itm-base-coco and such; else the one trained for the model."
     ),
 ]
-STDIN = "-"
-"""What stands for the questions of standard input."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -176,7 +171,7 @@ def index(
             if add_tokens:
                 try:
                     with ProgressLine() as progress:
-                        tokens = library.add_tokens(progress, _say)
+                        tokens = library.add_tokens(progress, say)
                 except NoIndex:
                     if not paths:
                         raise  # else a new index has tokens from its first picture on
@@ -191,20 +186,20 @@ def index(
                         ocr=ocr,
                         recall=recall,
                         progress=progress,
-                        say=_say,
+                        say=say,
                     )
             elif recall is not None or tune:
-                library.prepare(recall, _say)
+                library.prepare(recall, say)
             if tune:
                 tunings = library.tune()
     except KeyboardInterrupt:
-        _say("stopped; what was committed is in the index, and the same command carries on from there")
+        say("stopped; what was committed is in the index, and the same command carries on from there")
         raise typer.Exit(1) from None
     lines = [tokens_lines(tokens)] if tokens else []
     lines += [report_lines(report)] if report else []
     for *skipped, _ in lines:
         for line in skipped:
-            _say(line)
+            say(line)
     if json_:
         values = _report_values(report) if report else {}
         values |= {"tokens": _report_values(tokens)} if tokens else {}
@@ -279,84 +274,31 @@ def query(
 
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
-    for library_of_numpy in (
-        "OPENBLAS",
-        "MKL",
-        "VECLIB_MAXIMUM",
-    ):  # one short question: threads would only wait for each other
-        os.environ.setdefault(f"{library_of_numpy}_NUM_THREADS", "1")
-    from mmsearch import present
-
-    if null and not paths:
-        raise UsageError("-0 goes with --paths")
-    if json_ and paths:
-        raise UsageError("--json and --paths exclude each other")
-    many = text == STDIN
-    if many and open_:
-        raise UsageError("--open goes with one question")
-    with _open(index, model, device, reranker) as library:
-
-        def ask(words: str | None) -> Any:
-            """Answer one question."""
-            hits = library.query(
-                words,
-                image=image,
-                without=without or (),
-                k=k,
-                kind=kind,
-                under=under or (),
-                after=after,
-                before=before,
-                min_prob=min_prob,
-                rerank=not no_rerank,
-                candidates=candidates,
-                exact=exact,
-                moments=moments,
-            )
-            if json_:
-                print(present.hits_line(hits, words) if many else present.hits_json(hits))
-            elif paths:
-                sys.stdout.buffer.write(present.hits_paths(hits, end=b"\0" if null else b"\n"))
-            else:
-                if many and not sys.stdin.isatty():
-                    print(f"{words}:")
-                if hits:
-                    print(present.hits_table(hits, width=shutil.get_terminal_size((120, 24)).columns))
-            sys.stdout.flush()
-            if hits.not_reranked:
-                _say(f"not reranked: {hits.not_reranked}")
-            if hits.nothing_else_matches:
-                _say("nothing else matches" if hits else "nothing matches")
-            elif not hits:
-                _say("nothing found")
-            return hits
-
-        if many:
-            _ask_many(ask)
-        else:
-            hits = ask(text)
-        if text is not None and library.slower:
-            _say(f"words waited for torch, which is slower: {library.slower}")
-    if not many and hits and open_:
-        if hits[0].path is None:
-            raise UsageError(f"the best answer, {hits[0].key!r}, was added from memory and has no file to open")
-        typer.launch(str(hits[0].path))
-
-
-def _ask_many(ask: Callable[[str], Any]) -> None:
-    """Answer every question of standard input; one that fails ends it only where nobody sits at the terminal."""
-    from mmsearch.questions import at_terminal, questions
-
-    for words in questions():
-        try:
-            ask(words)
-        except KeyboardInterrupt:
-            if not at_terminal():
-                raise
-        except MmsearchError as exc:
-            if not at_terminal():
-                raise
-            _say(str(exc))
+    best = asking.query(
+        text,
+        image=image,
+        without=without,
+        k=k,
+        kind=kind,
+        under=under,
+        after=after,
+        before=before,
+        min_prob=min_prob,
+        no_rerank=no_rerank,
+        candidates=candidates,
+        exact=exact,
+        moments=moments,
+        reranker=reranker,
+        json_=json_,
+        paths=paths,
+        null=null,
+        open_=open_,
+        index=index,
+        model=model,
+        device=device,
+    )
+    if best is not None:
+        typer.launch(str(best))
 
 
 def shell(**options: Any) -> None:
@@ -366,7 +308,7 @@ def shell(**options: Any) -> None:
 
     Example: mmsearch shell --kind image
     """
-    query(STDIN, **options)
+    query(asking.STDIN, **options)
 
 
 commands.command()(shell)
@@ -429,7 +371,7 @@ def explain(
     else:
         print("\n".join(present.explanation_lines(found)))
     if out is not None:
-        _say(f"wrote {present.display_path(str(out))}")
+        say(f"wrote {present.display_path(str(out))}")
 
 
 @commands.command()
@@ -460,10 +402,10 @@ def show(
         moment = library.moment(hit)
     if frame is not None:
         showing.save_frame(moment, frame)
-        _say(f"wrote {frame}")
+        say(f"wrote {frame}")
     if clip is not None:
         showing.save_clip(moment, clip, exact=exact)
-        _say(f"wrote {clip}")
+        say(f"wrote {clip}")
 
 
 @commands.command()
@@ -503,7 +445,7 @@ def remove(
     with _open(index) as library:
         count = library.remove(*paths)
     if not count:
-        _say("nothing of that is in the index")
+        say("nothing of that is in the index")
     print(f"{count:,} files removed from the index")
 
 
@@ -557,10 +499,6 @@ def _report_values(report: UpdateReport | TokensReport) -> dict[str, Any]:
     return values
 
 
-def _say(line: str) -> None:
-    print(f"mmsearch: {line}", file=sys.stderr)
-
-
 def _version(value: bool) -> None:
     if value:
         from mmsearch import __version__
@@ -576,18 +514,3 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> NoReturn:
-    """Run the command and leave with its exit code."""
-    gc.set_threshold(50_000, 20, 20)  # imports make much that stays, and looking through it takes a question 30 ms
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a run as Ctrl-C does
-    try:
-        app()
-    except UsageError as exc:
-        _say(str(exc))
-        sys.exit(2)
-    except MmsearchError as exc:
-        _say(str(exc))
-        sys.exit(1)
-    sys.exit(0)

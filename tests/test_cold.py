@@ -57,7 +57,7 @@ def ask(index: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str],
     code = f"""
 import sys
 sys.argv = ["mmsearch", "query", *{list(arguments)!r}, "--index", {str(index)!r}]
-from mmsearch.cli import main
+from mmsearch.__main__ import main
 try:
     main()
 finally:

@@ -317,7 +317,7 @@ class TestMini:
         for number in range(40):
             (folder / f"{number}.txt").write_text(f"text number {number}")
         code = (
-            "import sys; from mmsearch.cli import main\n"
+            "import sys; from mmsearch.__main__ import main\n"
             f"sys.argv = ['mmsearch', 'index', {str(folder)!r}, '--index', {str(tmp_path / 'index')!r}, "
             "'--device', 'cpu']\n"
             "try: main()\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -319,6 +318,8 @@ def is_mini_folder(folder: Path) -> bool:
 
 def weights_digest(folder: Path) -> str:
     """The ``fingerprint``: a digest of the four files, and of the settings, that vectors depend on."""
+    import hashlib
+
     from indexer.encoders.mini_text import CLASS_WEIGHT
 
     digest = hashlib.blake2b(f"{ARCHITECTURE} {IMAGE_SIZE} {MAX_TOKENS}{CLASS_WEIGHT}\n".encode(), digest_size=16)
