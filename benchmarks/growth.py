@@ -6,7 +6,7 @@
 For each of ``--items`` an index is made of vectors, and tokens for the reranker, that nobody computed. The question is
 asked of all of them in turn; then the folder's pictures are added to each in turn, and taken out again. Every run is a
 process of its own, start-up included. A million items take 2 GB for the vectors and 8.3 GB for the tokens of `mini`,
-which ``--no-tokens`` leaves out; ``--scratch`` names the disk for them.
+which ``--no-tokens`` leaves out; they take a quarter of an hour to write, so ``--indexes`` keeps them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import cold
 import indexing
+
+from indexer.index import Index
 
 
 def ask(where: Path) -> indexing.Run:
@@ -53,15 +55,19 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--no-tokens", action="store_true", help="indexes that hold nothing for a reranker")
-    parser.add_argument("--scratch", type=Path, help="a folder on the disk that is to hold the indexes")
+    parser.add_argument("--indexes", type=Path, help="keep the indexes here, and use those that are there")
+    parser.add_argument("--make", action="store_true", help="only make the indexes")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        wheres = {items: Path(scratch, f"index-{items}") for items in options.items}
+    with tempfile.TemporaryDirectory() as scratch:
+        wheres = {items: (options.indexes or Path(scratch)) / f"index-{items}" for items in options.items}
         code = "import sys, pathlib, cold; cold.make_index(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])"
         code += f", with_tokens={not options.no_tokens})"
         for items, where in wheres.items():  # by other processes, whose memory does not count for those that follow
-            make = [sys.executable, "-c", code, str(where), options.model, str(items)]
-            indexing.run(make, Path(__file__).parent)
+            make = [sys.executable, "-c", code, str(where.absolute()), options.model, str(items)]
+            if not Index.exists(where):
+                indexing.run(make, Path(__file__).parent)
+        if options.make:
+            return
         paths = sorted(path for path in options.folder.iterdir() if path.is_file())[: options.files]
         added = indexing.links(paths, Path(scratch, "added"))
         turns = {"a question": ask, f"{len(paths):,} pictures added": partial(add, added, options.model)}

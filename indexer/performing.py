@@ -10,7 +10,7 @@ from types import TracebackType
 
 from indexer.decode.image import decoder
 from indexer.encoders import Encoder
-from indexer.encoders.precision import FLOAT32, Precision
+from indexer.encoders.precision import FLOAT32, Verdict
 from indexer.performance import SAVE_SECONDS, Meter, Performance
 from indexer.reading import reading_threads
 
@@ -58,8 +58,7 @@ class Performing:
 
     def figures(self) -> Performance:
         """What was measured until now."""
-        precision = getattr(self._encoder, "precision", None)
-        verdict = precision.verdict if isinstance(precision, Precision) else None
+        verdict: Verdict | None = getattr(getattr(self._encoder, "precision", None), "verdict", None)
         finished = self._seconds is not None
         return Performance(
             started=self._started,

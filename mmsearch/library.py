@@ -303,7 +303,7 @@ class Library:
         index = self._need_index()
         if not is_mini(index.manifest.encoder) and background.wanted(index) and self.questioner.calibration is None:
             background.keep(index, self._everyday(), mini_calibration())
-        return derive(index, recall=recall, questions=self._everyday_vectors, say=say)
+        return derive(index, recall=recall, questions=self._everyday, say=say)
 
     def tune(self) -> list[Tuning]:
         """What a question costs for which recall, measured on the vectors of the index.
@@ -313,7 +313,7 @@ class Library:
         """
         from indexer.derive import tune
 
-        return tune(self._need_index(), self._everyday_vectors)
+        return tune(self._need_index(), self._everyday)
 
     def _prepare_if_possible(self, recall: float | None, say: Say) -> None:
         try:
@@ -323,12 +323,15 @@ class Library:
         except StorageError as exc:
             say(f"{exc}; until the next run, questions take longer")
 
-    def _everyday_vectors(self) -> np.ndarray:
-        return self.encoder.encode_texts(calibration.everyday_questions())
-
     def _everyday(self) -> np.ndarray:
-        """The same by whatever reads questions, which need not be the whole model."""
-        return self.questioner.encode_texts(calibration.everyday_questions())
+        """The vectors of everyday questions; an exported text tower remembers them."""
+        from indexer.text_tower.folder import read
+
+        questions = calibration.everyday_questions()
+        tower = read(self.folder / TEXT_TOWER, self._need_index().manifest.fingerprint)
+        if not isinstance(tower, str) and all(question in tower.remembered for question in questions):
+            return np.stack([tower.remembered[question] for question in questions])
+        return self.questioner.encode_texts(questions)
 
     def add_tokens(
         self, progress: Callable[[Progress], None] = lambda _: None, say: Say = lambda _: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from indexer.encoders.mini_int8 import FastestPictures
     from indexer.encoders.mini_onnx import OnnxPictures
     from indexer.encoders.mini_text import NumpyBert, NumpyHead
     from indexer.encoders.mini_torch import Heads, ImageTower, TextTower
@@ -266,7 +267,20 @@ class MiniEncoder:
         return not is_cpu(self._asked_device)
 
     @cached_property
-    def _onnx_pictures(self) -> OnnxPictures:
+    def precision(self) -> FastestPictures | None:
+        """What computes pictures on a CPU where the folder holds the image tower in eight bits, too."""
+        from indexer.encoders.mini_int8 import FILE, FastestPictures
+
+        if self._by_torch or not (self._folder / FILE).is_file():
+            return None
+        return FastestPictures(self._exact_pictures, self._light_pictures, self.fingerprint)
+
+    @cached_property
+    def _onnx_pictures(self) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        return self.precision or self._exact_pictures()
+
+    def _exact_pictures(self) -> OnnxPictures:
+        """The image tower in float32."""
         from indexer.encoders.mini_onnx import OnnxPictures
 
         image, head = map_tensors(self._folder / IMAGE), map_tensors(self._folder / HEAD)
@@ -274,6 +288,22 @@ class MiniEncoder:
             return OnnxPictures(image, head)
         except Exception as exc:  # onnxruntime's errors have no base but this
             raise ModelError(f"the weights {self._folder / IMAGE} are not of this model's image tower: {exc}") from exc
+
+    def _light_pictures(self) -> OnnxPictures:
+        """The image tower in eight bits.
+
+        Raises:
+            Exception: it is not that of these weights, or is damaged; onnxruntime's errors have no other base.
+        """
+        from indexer.encoders.mini_int8 import FILE, FINGERPRINT, WEIGHTS
+        from indexer.encoders.mini_onnx import OnnxPictures
+
+        image = map_tensors(self._folder / IMAGE)
+        head = map_tensors(self._folder / HEAD)
+        light = OnnxPictures({name: image[name] for name in WEIGHTS}, head, self._folder / FILE)
+        if light.metadata.get(FINGERPRINT) != self.fingerprint:
+            raise ModelError(f"{self._folder / FILE} was made of other weights")
+        return light
 
     @cached_property
     def _device(self) -> torch.device:

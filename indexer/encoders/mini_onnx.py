@@ -22,20 +22,26 @@ class OnnxPictures:
     """Prepared pictures to vectors and patches; several threads may ask at once, each with one core.
 
     Args:
-        image, head: the tensors of ``image.safetensors`` and ``head.safetensors``.
+        image, head: the tensors of ``image.safetensors`` that the graph names, and those of ``head.safetensors``.
 
     Raises:
         Exception: these are not the tensors of such a tower; the errors of onnxruntime have no other base.
     """
 
-    def __init__(self, image: Mapping[str, np.ndarray], head: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, image: Mapping[str, np.ndarray], head: Mapping[str, np.ndarray], graph: Path = GRAPH) -> None:
         self._weights = {  # the session points into them
             name: np.ascontiguousarray(tensor, np.float32)
             for name, tensor in image.items()
             if not name.endswith(".num_batches_tracked")
         }
-        self._session = open_session(GRAPH, 1, self._weights)
+        self._session = open_session(graph, 1, self._weights)
         self._head = NumpyHead(head, "image.")
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the graph says of itself."""
+        metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return metadata
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 ``(B, 3, 260, 260)`` to vectors ``(B, D)``, not yet normalised, and patches ``(B, 81, 352)``."""

@@ -32,7 +32,7 @@ from indexer.encoders.rows import unit_rows
 if TYPE_CHECKING:
     import torch
 
-FLOAT32, BFLOAT16 = "float32", "bfloat16"
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 """What makes bfloat16 fast on a CPU, as torch and Linux call it."""
 PICTURES = 128
@@ -70,7 +70,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether bfloat16 takes the place of float32, and why."""
+    """Whether bfloat16, or int8, takes the place of float32, and why."""
 
     precision: str
     why: str
@@ -105,7 +105,7 @@ class Precision:
             self._verdict = Verdict(FLOAT32, "this chip has no bfloat16")
         else:
             self._file = _file(fingerprint)
-            self._verdict = _read(self._file)
+            self._verdict = kept_verdict(self._file)
 
     @property
     def verdict(self) -> Verdict:
@@ -172,7 +172,7 @@ class Precision:
         if verdict.precision == FLOAT32:
             _log.warning("pictures are computed in float32: %s", verdict.why)
         if self._file is not None:
-            _write(self._file, verdict)
+            keep_verdict(self._file, verdict)
 
 
 def judge(exact: np.ndarray, light: np.ndarray, questions: np.ndarray, gain: float) -> Verdict:
@@ -237,24 +237,29 @@ def _file(fingerprint: str) -> Path:
     """Where the verdict on a model is kept: another torch and another chip are asked anew."""
     import torch
 
-    key = "|".join((fingerprint, str(torch.__version__), _chip()[0], *bfloat16_instructions()))
+    return verdict_file(fingerprint, str(torch.__version__), _chip()[0], *bfloat16_instructions())
+
+
+def verdict_file(*key: str) -> Path:
+    """Where the verdict is kept that depends on all of ``key``."""
     folder = os.environ.get(CACHE)
     if folder is None:
         import platformdirs
 
         folder = platformdirs.user_cache_dir("mmsearch", appauthor=False)
-    return Path(folder) / "precision" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
+    return Path(folder) / "precision" / f"{hashlib.blake2b('|'.join(key).encode(), digest_size=16).hexdigest()}.json"
 
 
-def _read(path: Path) -> Verdict | None:
+def kept_verdict(path: Path) -> Verdict | None:
+    """The verdict in a file; None if nobody has decided."""
     try:
         verdict = Verdict(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return verdict if verdict.precision in (FLOAT32, BFLOAT16) else None
+    return verdict if verdict.precision in (FLOAT32, BFLOAT16, INT8) else None
 
 
-def _write(path: Path, verdict: Verdict) -> None:
+def keep_verdict(path: Path, verdict: Verdict) -> None:
     """Keep the verdict; where that is not possible, the next process finds it again."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:

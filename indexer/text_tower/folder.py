@@ -35,7 +35,9 @@ PROBES = (
     "ein Hund läuft — 犬が走る 🐕 naïve &amp; caf\u00e9",
     "word after word " * 100,
 )
-"""Texts on which an export is compared with its origin, beside those that it remembers: short, odd and too long."""
+"""Texts on which an export is compared with its origin: short, odd and too long."""
+COMPARED = 8
+"""So many of those that it remembers are compared, too; all take torch longer than all else that is done here."""
 
 
 @runtime_checkable
@@ -106,11 +108,9 @@ def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]
 
     from indexer.text_tower.parts import NoTower
 
-    weights = parts.weights | {REMEMBERED: encoder.encode_texts(remembered)}
-    _put(folder / WEIGHTS, save({name: np.ascontiguousarray(one) for name, one in weights.items()}))
     if parts.tokenizer is not None:
         _put(folder / TOKENIZER, parts.tokenizer.encode())
-    about = {
+    about: dict[str, Any] = {
         "encoder": {
             name: getattr(encoder, name)
             for name in ("dim", "image_size", "max_tokens", "calibration", "patches", "state_size")
@@ -119,17 +119,21 @@ def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]
         "plan": asdict(parts.plan),
         "words": asdict(parts.words),
         "remembered": remembered,
-        "files": {
-            name: {"bytes": (folder / name).stat().st_size, "blake2b": _digest(folder / name)}
-            for name in (WEIGHTS, *([TOKENIZER] if parts.tokenizer is not None else []))
-        },
     }
     try:
-        distance = _distance(encoder, _open(folder, about), [*PROBES, *remembered])
+        tower = _tower(folder, about, parts.weights, {})
+        distance = _distance(encoder, tower, [*PROBES, *remembered[:COMPARED]])
+        if not distance <= MAX_DISTANCE:
+            raise NoTower(f"in NumPy the cosine to its vectors falls to {1 - distance:.4f}")
+        rows = tower.rows(remembered) if remembered else np.zeros((0, encoder.dim), np.float32)
     except (KeyError, ValueError, IndexError, TypeError) as exc:
         raise NoTower(f"NumPy cannot run it as it is ({type(exc).__name__}: {exc})") from exc
-    if not distance <= MAX_DISTANCE:
-        raise NoTower(f"in NumPy the cosine to its vectors falls to {1 - distance:.4f}")
+    weights = parts.weights | {REMEMBERED: rows}
+    _put(folder / WEIGHTS, save({name: np.ascontiguousarray(one) for name, one in weights.items()}))
+    files = (WEIGHTS, TOKENIZER) if parts.tokenizer is not None else (WEIGHTS,)
+    about["files"] = {
+        name: {"bytes": (folder / name).stat().st_size, "blake2b": _digest(folder / name)} for name in files
+    }
     return about | {"cosine": 1 - distance}
 
 
@@ -208,6 +212,12 @@ def describe(folder: Path) -> dict[str, Any] | None:
 
 def _open(folder: Path, about: Mapping[str, Any]) -> Tower:
     weights = map_tensors(folder / WEIGHTS)
+    return _tower(folder, about, weights, dict(zip(about["remembered"], weights[REMEMBERED], strict=True)))
+
+
+def _tower(
+    folder: Path, about: Mapping[str, Any], weights: Mapping[str, np.ndarray], remembered: Mapping[str, np.ndarray]
+) -> Tower:
     plan, settings = dict(about["plan"]), about["words"]
     plan["head"] = tuple(plan["head"])
     words: Words
@@ -218,7 +228,6 @@ def _open(folder: Path, about: Mapping[str, Any]) -> Tower:
         words = LibraryWords(
             folder / TOKENIZER, clean=settings["clean"], limit=settings["limit"], without=settings["without"]
         )
-    remembered = dict(zip(about["remembered"], weights[REMEMBERED], strict=True))
     return Tower(about, NumpyTower(Plan(**plan), weights), words, remembered)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from indexer.encoders.load import load_encoder
-from indexer.encoders.mini import CALIBRATION
+from indexer.encoders.mini import CALIBRATION, MiniEncoder, is_mini_folder
 from mmsearch.datasets import Captioned
 from mmsearch.training.calibrate import calibrate
 from mmsearch.training.models import DualModel
+from mmsearch.training.models.mini_int8 import CALIBRATING, write_int8
 from mmsearch.training.retrieval import Recall
 from mmsearch.training.run import Data, Facts, Quality, RunFolder, Start
 
@@ -59,6 +61,11 @@ def write_model(
     else:
         calibration = calibrate(load_encoder(str(out), device.type), dev, seed=seed)
         (out / CALIBRATION).write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
+    if is_mini_folder(out) and importlib.util.find_spec("onnx") is None:
+        log("the image tower is not written in eight bits, which takes onnx; pip install 'mmsearch[train]'")
+    elif is_mini_folder(out):
+        encoder = MiniEncoder("cpu", out)
+        write_int8(out, [encoder.prepare(picture.open()) for picture in dev.pictures[:CALIBRATING]])
     folder.draw_curve()
     quality = [
         Quality(

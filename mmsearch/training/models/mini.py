@@ -30,6 +30,7 @@ from indexer.encoders.mini import (
     MiniEncoder,
     weights_digest,
 )
+from indexer.encoders.mini_int8 import FILE as LIGHT_IMAGE
 from indexer.encoders.mini_text import TEXT_LAYERS
 from indexer.encoders.mini_torch import (
     HEAD_SIZE,
@@ -213,6 +214,9 @@ def export_mini(run: Path, weights: Path) -> None:
     weights.mkdir(parents=True, exist_ok=True)
     for name in (IMAGE, TEXT, HEAD, TOKENIZER, CONFIG, CALIBRATION):
         shutil.copyfile(run / name, weights / name)
+    (weights / LIGHT_IMAGE).unlink(missing_ok=True)
+    if (run / LIGHT_IMAGE).is_file():
+        shutil.copyfile(run / LIGHT_IMAGE, weights / LIGHT_IMAGE)
 
 
 class _Stem(nn.Module):
