@@ -7,8 +7,7 @@ items), the value and its unit. ``docs/<figure>.png`` is drawn for each figure t
 
     cold        seconds and megabytes of a question from the shell, by program       cold.py
     indexing    pictures a second, by program; a series for each kind of pictures    indexing.py
-    search      milliseconds and recall of a search, by number of vectors            search.py
-    growth      seconds of a question from the shell, by number of items             growth.py
+    growth      seconds of a question and rate of indexing, by number of items       growth.py
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ def export(encoder: Encoder, folder: Path, remembered: Sequence[str] = ()) -> st
 def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]) -> dict[str, Any]:
     """Write and check the files; what there is to say of them."""
     from safetensors.numpy import save
+    from threadpoolctl import threadpool_limits
 
     from indexer.text_tower.parts import NoTower
 
@@ -122,10 +123,11 @@ def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]
     }
     try:
         tower = _tower(folder, about, parts.weights, {})
-        distance = _distance(encoder, tower, [*PROBES, *remembered[:COMPARED]])
-        if not distance <= MAX_DISTANCE:
-            raise NoTower(f"in NumPy the cosine to its vectors falls to {1 - distance:.4f}")
-        rows = tower.rows(remembered) if remembered else np.zeros((0, encoder.dim), np.float32)
+        with threadpool_limits(1, user_api="blas"):  # products of a few tokens: threads would only wait for each other
+            distance = _distance(encoder, tower, [*PROBES, *remembered[:COMPARED]])
+            if not distance <= MAX_DISTANCE:
+                raise NoTower(f"in NumPy the cosine to its vectors falls to {1 - distance:.4f}")
+            rows = tower.rows(remembered) if remembered else np.zeros((0, encoder.dim), np.float32)
     except (KeyError, ValueError, IndexError, TypeError) as exc:
         raise NoTower(f"NumPy cannot run it as it is ({type(exc).__name__}: {exc})") from exc
     weights = parts.weights | {REMEMBERED: rows}
