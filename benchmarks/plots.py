@@ -97,7 +97,7 @@ def lines(axes: Any, unit: str, series: dict[str, dict[str, float]]) -> None:
     elif unit == "recall@10":
         axes.set_ylim(min(0.9, 0.99 * min(y for points in series.values() for y in points.values())), 1.005)
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(y for points in series.values() for y in points.values()))
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_title(unit)
