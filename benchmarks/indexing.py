@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image
 
 FLOAT32 = (
-    "from indexer.encoders import precision; precision.INSTRUCTIONS = (); from mmsearch.__main__ import main; main()"
+    "from indexer.encoders import precision; precision.INSTRUCTIONS = {}; from mmsearch.__main__ import main; main()"
 )
 FEW = 32
 """Files of the short run of a turn."""
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, metavar="N", help="N of 12 megapixels, made from them")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--again", type=int, default=0, metavar="N", help="then ours N times, nothing having changed")
-    parser.add_argument("--float32", action="store_true", help="also ours without bfloat16")
+    parser.add_argument("--float32", action="store_true", help="also ours without int8 and bfloat16")
     parser.add_argument("--rclip", type=Path, help="the command rclip of another environment")
     parser.add_argument("--tutorial", action="store_true", help="also open_clip as its tutorial does it")
     parser.add_argument("--one-more", type=int, metavar="N", help="one new photograph in a folder of N")

@@ -1,9 +1,10 @@
-"""bfloat16 beside float32: what the check says by hand, that it is made once, and what happens where it fails."""
+"""int8 and bfloat16 beside float32: what the check says by hand, that it is made once, and where it fails."""
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from indexer.encoders import precision
 from indexer.encoders.precision import (
     BFLOAT16,
     FLOAT32,
+    INT8,
     PICTURES,
     TIE,
     Precision,
     Verdict,
-    bfloat16_instructions,
+    instructions,
     judge,
     recalls,
 )
@@ -59,7 +61,7 @@ def units(*shape: int) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def chip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Any chip computes in bfloat16, if slowly; verdicts are kept in the test's own folder."""
-    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: ("avx512_bf16",))
+    monkeypatch.setattr(precision, "kinds", lambda: (BFLOAT16,))
     monkeypatch.setattr(precision, "LEAST_GAIN", 0.0)
     monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "cache"))
 
@@ -116,7 +118,11 @@ def test_the_verdict_wants_the_same_answers_and_wants_them_faster(monkeypatch: p
     assert slow.precision == FLOAT32 and slow.why.startswith("bfloat16 is no faster: recall@10 1.000")
     other = judge(exact, exact[::-1], questions, 2.0)
     assert other.precision == FLOAT32 and other.why.startswith("bfloat16 does not find the same: recall@10 0.")
-    assert judge(exact, np.full_like(exact, np.nan), questions, 2.0).why == "bfloat16 gives vectors that are not finite"
+    assert judge(exact, np.zeros_like(exact), questions, 2.0).precision == FLOAT32
+    assert (
+        judge(exact, np.full_like(exact, np.nan), questions, 2.0).why
+        == "bfloat16 gives vectors that are zero or not finite"
+    )
 
 
 # -- its use -------------------------------------------------------------------------------------------------------
@@ -191,12 +197,12 @@ def test_a_damaged_or_unwritable_cache_only_costs_the_check(tmp_path: Path) -> N
     assert made(Model()).verdict.precision == FLOAT32
 
 
-def test_a_chip_without_bfloat16_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(precision, "bfloat16_instructions", tuple)
+def test_a_chip_without_either_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(precision, "kinds", tuple)
     tower = made(Model())
     for number in range(5):
         assert not tower.run(pictures(BATCH, number), compute)[1][0]
-    assert tower.verdict == Verdict(FLOAT32, "this chip has no bfloat16") and not kept(tmp_path)
+    assert tower.verdict == Verdict(FLOAT32, "this chip has neither int8 nor bfloat16") and not kept(tmp_path)
 
 
 def test_the_chip_is_known_by_its_instructions() -> None:
@@ -204,4 +210,53 @@ def test_the_chip_is_known_by_its_instructions() -> None:
     if not cpuinfo.is_file():
         pytest.skip("the system does not list what the chip can do")
     words = set(cpuinfo.read_text().split())
-    assert set(bfloat16_instructions()) == {"amx_bf16", "avx512_bf16"} & words
+    assert set(instructions(BFLOAT16)) == {"amx_bf16", "avx512_bf16"} & words
+    assert set(instructions(INT8)) == {"amx_int8", "avx512_vnni", "avx_vnni"} & words
+
+
+# -- of several the fastest --------------------------------------------------------------------------------------------
+
+
+def light(kind: str, right: bool, seconds: float) -> Model:
+    """A model that says which kind it is, is right or not and takes so long."""
+    model = Model()
+    model.kind, model.right, model.seconds = kind, right, seconds  # type: ignore[assignment]
+    return model
+
+
+def compute_slowly(model: Model, pixels: torch.Tensor) -> tuple[np.ndarray, ...]:
+    end = time.thread_time() + getattr(model, "seconds", 0.004) * len(pixels) / BATCH
+    rows = model.visual(pixels.flatten(1).float()).numpy()
+    while time.thread_time() < end:
+        pass
+    return rows if getattr(model, "right", True) else rows[:, ::-1], np.array([getattr(model, "kind", FLOAT32)])
+
+
+@pytest.mark.parametrize(
+    ("integers", "halves", "wanted"),
+    [
+        ((True, 0.001), (True, 0.002), INT8),
+        ((True, 0.002), (True, 0.001), BFLOAT16),
+        ((False, 0.001), (True, 0.002), BFLOAT16),
+        ((True, 0.001), (False, 0.0005), INT8),
+        ((False, 0.001), (False, 0.001), FLOAT32),
+    ],
+)
+def test_the_fastest_that_finds_the_same_is_used(
+    integers: tuple[bool, float], halves: tuple[bool, float], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "kinds", lambda: (INT8, BFLOAT16))
+    monkeypatch.setattr(precision, "_given", lambda pixels, kind: pixels)
+    tower = made(Model())
+    tower._light = {INT8: light(INT8, *integers), BFLOAT16: light(BFLOAT16, *halves)}
+    for number in range(4):
+        assert tower.verdict.why == f"int8 or bfloat16 is used once {PICTURES} pictures were compared"
+        assert tower.run(pictures(BATCH, number), compute_slowly)[1][0] == FLOAT32
+    assert tower.verdict.precision == wanted
+    if wanted == FLOAT32:
+        said = tower.verdict.why
+        assert said.startswith("int8 does not find the same: ") and "; bfloat16 does not find the same: " in said
+    else:
+        assert tower.verdict.why.startswith(f"{wanted} was held against float32: ")
+        assert list(tower._light) == [wanted]
+        assert tower.run(pictures(BATCH, 9), compute_slowly)[1][0] == wanted

@@ -1,13 +1,13 @@
-"""Half the bits where the chip computes with them: bfloat16 for an image tower, once it was held against float32.
+"""Fewer bits where the chip computes with them: int8 or bfloat16 for an image tower, once held against float32.
 
-Chips with AMX or AVX512-BF16 multiply bfloat16 more than twice as fast. Its 8 bits of mantissa suffice for the towers
-that we know, but a tower may be one that we do not. So the first pictures that a model is ever given go through both:
-what is stored of them is float32's, and with their vectors the same questions are asked of both. What came of it is
-kept in the user's cache folder, for this model, this torch and this chip. Where bfloat16 finds something else, or is
-no faster, the model stays in float32.
+Chips with VNNI or AMX multiply bytes four times as fast as float32, and those with AMX or AVX512-BF16 bfloat16 more
+than twice as fast. For the towers that we know these suffice, but a tower may be one that we do not. So the first
+pictures that a model is ever given go through all of them: what is stored is float32's, and with the vectors of each
+the same questions are asked. What came of it is kept in the user's cache folder, for this model, this torch and this
+chip. What finds something else, or is no faster, is not used.
 
 The weights are converted, once; autocast would convert them again for every batch. Questions in words are not touched,
-nor are a few pictures at a time. Vectors of both kinds may stand in one index.
+nor are a few pictures at a time. Vectors of all kinds may stand in one index.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     import torch
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
-INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
-"""What makes bfloat16 fast on a CPU, as torch and Linux call it."""
+INSTRUCTIONS = {INT8: ("amx_int8", "avx512_vnni", "avx_vnni"), BFLOAT16: ("amx_bf16", "avx512_bf16")}
+"""What makes them fast on a CPU, as torch and Linux call it."""
 PICTURES = 128
-"""So many are compared before bfloat16 is used."""
+"""So many are compared before fewer bits are used."""
 FEW = 8
 """Fewer pictures at a time are not worth converting the weights for."""
 ANSWERS = 10
 LEAST_RECALL, LEAST_COSINE, LEAST_GAIN = 0.99, 0.99, 1.1
-"""What bfloat16 has to reach: recall@10, the cosine of the worst picture's two vectors, times as fast."""
+"""What they have to reach: recall@10, the cosine of the worst picture's two vectors, times as fast."""
 TIE = 5e-4
 """Answers whose cosines differ by less are equally good: a sixtieth of the spread of CLIP's from words to pictures."""
 QUESTIONS = (
@@ -93,16 +93,19 @@ class Precision:
         self._model = model
         self._device = device
         self._questions = questions
-        self._light: Any = None
+        self._light: dict[str, Any] = {}
+        self._failed: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        self._speeds: tuple[list[float], list[float]] = ([], [])
+        self._exact: list[np.ndarray] = []
+        self._found: dict[str, list[np.ndarray]] = {}
+        self._speeds: dict[str, list[float]] = {}
         self._file: Path | None = None
+        self._kinds = kinds() if device.type == "cpu" else ()
         self._verdict: Verdict | None
         if device.type != "cpu":
             self._verdict = Verdict(FLOAT32, f"nothing else is tried on {device.type}")
-        elif not bfloat16_instructions():
-            self._verdict = Verdict(FLOAT32, "this chip has no bfloat16")
+        elif not self._kinds:
+            self._verdict = Verdict(FLOAT32, "this chip has neither int8 nor bfloat16")
         else:
             self._file = _file(fingerprint)
             self._verdict = kept_verdict(self._file)
@@ -110,7 +113,8 @@ class Precision:
     @property
     def verdict(self) -> Verdict:
         """What is used, and why."""
-        return self._verdict or Verdict(FLOAT32, f"bfloat16 is used once {PICTURES} pictures were compared")
+        tried = " or ".join(self._kinds)
+        return self._verdict or Verdict(FLOAT32, f"{tried} is used once {PICTURES} pictures were compared")
 
     def run(self, batch: np.ndarray, compute: Compute) -> tuple[np.ndarray, ...]:
         """What ``compute`` makes of prepared pictures ``(B, 3, H, W)`` float32."""
@@ -122,67 +126,107 @@ class Precision:
             if len(batch) < FEW or (verdict is not None and verdict.precision == FLOAT32):
                 return compute(self._model, pixels)
             if verdict is not None:
-                return compute(self._converted(), pixels.bfloat16())
+                return compute(self._converted(verdict.precision), _given(pixels, verdict.precision))
             began = time.thread_time()
             exact = compute(self._model, pixels)
-            seconds = time.thread_time() - began
-            self._compare(exact[0], pixels, compute, len(batch) / max(seconds, 1e-9))
+            speeds = {FLOAT32: len(batch) / max(time.thread_time() - began, 1e-9)}
+            found: dict[str, np.ndarray] = {}
+            for kind in self._kinds:
+                began = time.thread_time()
+                rows = self._tried(kind, pixels, compute)
+                if rows is not None:
+                    found[kind] = rows
+                    speeds[kind] = len(batch) / max(time.thread_time() - began, 1e-9)
+            self._note(exact[0], found, speeds)
             return exact
 
-    def _converted(self) -> Any:
-        """The model with an image tower of bfloat16 weights, which shares everything else."""
+    def _converted(self, kind: str) -> Any:
+        """The model with an image tower of such weights, which shares everything else."""
         import torch
 
         with self._lock:
-            if self._light is None:
+            if kind not in self._light:
                 light = copy.copy(self._model)
-                visual = copy.deepcopy(self._model.visual).to(torch.bfloat16)
+                visual = copy.deepcopy(self._model.visual)
+                if kind == INT8:
+                    from indexer.encoders.integers import in_integers
+
+                    visual = in_integers(visual)
+                else:
+                    visual = visual.to(torch.bfloat16)
                 light._modules = {**self._model._modules, "visual": visual}
-                self._light = light
-            return self._light
+                self._light[kind] = light
+            return self._light[kind]
 
-    def _compare(self, exact: np.ndarray, pixels: torch.Tensor, compute: Compute, speed: float) -> None:
-        """Take note of what bfloat16 makes of the same pictures; with enough of them, decide."""
+    def _tried(self, kind: str, pixels: torch.Tensor, compute: Compute) -> np.ndarray | None:
+        """What fewer bits make of the same pictures; None if the model cannot compute with them."""
+        if kind in self._failed:
+            return None
         try:
-            light = self._converted()
-            began = time.thread_time()
-            found = compute(light, pixels.bfloat16())[0]
-            seconds = time.thread_time() - began
-        except (RuntimeError, TypeError, ValueError) as exc:  # an operation that torch does not have in bfloat16
-            self._decide(Verdict(FLOAT32, f"the model fails in bfloat16 ({' '.join(str(exc).split())[:120]})"))
-            return
-        with self._lock:
-            self._pairs.append((exact, found))
-            self._speeds[0].append(speed)
-            self._speeds[1].append(len(exact) / max(seconds, 1e-9))
-            if self._verdict is not None or sum(len(one) for one, _ in self._pairs) < PICTURES:
-                return
-            pairs, self._pairs = self._pairs, []
-            gain = max(self._speeds[1]) / max(self._speeds[0])
-        ours, theirs = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        self._decide(judge(ours, theirs, self._questions(), gain))
+            return compute(self._converted(kind), _given(pixels, kind))[0]
+        except (RuntimeError, TypeError, ValueError, AttributeError) as exc:  # an operation that torch does not have
+            self._failed[kind] = f"the model fails in {kind} ({' '.join(str(exc).split())[:120]})"
+            return None
 
-    def _decide(self, verdict: Verdict) -> None:
+    def _note(self, exact: np.ndarray, found: dict[str, np.ndarray], speeds: dict[str, float]) -> None:
+        """Take note of what came of one batch; with enough of them, decide."""
+        with self._lock:
+            if self._verdict is not None:
+                return
+            self._exact.append(exact)
+            for kind, rows in found.items():
+                self._found.setdefault(kind, []).append(rows)
+            for kind, speed in speeds.items():
+                self._speeds.setdefault(kind, []).append(speed)
+            if found and sum(map(len, self._exact)) < PICTURES:
+                return
+        self._decide(self._judged() if found else [])
+
+    def _judged(self) -> list[Verdict]:
+        """What is to be said of each kind."""
+        exact, questions = np.concatenate(self._exact), self._questions()
+        best = max(self._speeds[FLOAT32])
+        return [
+            judge(exact, np.concatenate(rows), questions, max(self._speeds[kind]) / best, kind)
+            for kind, rows in self._found.items()
+            if kind not in self._failed
+        ]
+
+    def _decide(self, judged: list[Verdict]) -> None:
+        """The fastest that is good; else float32, and why not the others."""
+        good = [one for one in judged if one.precision != FLOAT32]
+        if good:
+            verdict = max(good, key=lambda one: one.gain or 0)
+        elif len(judged) == 1 and not self._failed:
+            (verdict,) = judged
+        else:
+            verdict = Verdict(FLOAT32, "; ".join([*(one.why for one in judged), *self._failed.values()]))
         with self._lock:
             if self._verdict is not None:
                 return
             self._verdict = verdict
-            if verdict.precision == FLOAT32:
-                self._light = None
+            self._light = {kind: light for kind, light in self._light.items() if kind == verdict.precision}
+            self._exact, self._found = [], {}
         if verdict.precision == FLOAT32:
             _log.warning("pictures are computed in float32: %s", verdict.why)
         if self._file is not None:
             keep_verdict(self._file, verdict)
 
 
-def judge(exact: np.ndarray, light: np.ndarray, questions: np.ndarray, gain: float) -> Verdict:
-    """Whether the vectors ``light`` ``(N, D)`` can stand for ``exact`` ``(N, D)``, ``gain`` times as fast to have.
+def _given(pixels: torch.Tensor, kind: str) -> torch.Tensor:
+    """Pixels as a tower of that kind takes them."""
+    return pixels.bfloat16() if kind == BFLOAT16 else pixels
+
+
+def judge(exact: np.ndarray, light: np.ndarray, questions: np.ndarray, gain: float, kind: str = BFLOAT16) -> Verdict:
+    """Whether such a tower's vectors ``light`` ``(N, D)`` can stand for ``exact`` ``(N, D)``, ``gain`` times as fast to
+    have.
 
     Every picture asks for those like it, and the ``questions`` ``(Q, D)`` ask, too, all in float32. Recall is the share
     of the ten answers of ``light`` that are as near as the tenth of ``exact``, by ``exact``.
     """
-    if not np.isfinite(light).all():
-        return Verdict(FLOAT32, "bfloat16 gives vectors that are not finite", len(exact))
+    if not np.isfinite(light).all() or not light.any(axis=1).all():
+        return Verdict(FLOAT32, f"{kind} gives vectors that are zero or not finite", len(exact))
     exact, light = unit_rows(exact, "image"), unit_rows(light, "image")
     cosine = float((exact * light).sum(axis=1).min())
     hits = [recalls(exact, exact, light, own=True), recalls(questions, exact, light)]
@@ -190,8 +234,8 @@ def judge(exact: np.ndarray, light: np.ndarray, questions: np.ndarray, gain: flo
     said = f"recall@{ANSWERS} {recall:.3f}, cosine {cosine:.4f}, {gain:.1f} times as fast, on {len(exact)} pictures"
     good = recall >= LEAST_RECALL and cosine >= LEAST_COSINE
     if good and gain >= LEAST_GAIN:
-        return Verdict(BFLOAT16, f"bfloat16 was held against float32: {said}", len(exact), recall, cosine, gain)
-    why = "bfloat16 is no faster" if good else "bfloat16 does not find the same"
+        return Verdict(kind, f"{kind} was held against float32: {said}", len(exact), recall, cosine, gain)
+    why = f"{kind} is no faster" if good else f"{kind} does not find the same"
     return Verdict(FLOAT32, f"{why}: {said}", len(exact), recall, cosine, gain)
 
 
@@ -211,10 +255,17 @@ def recalls(questions: np.ndarray, exact: np.ndarray, light: np.ndarray, *, own:
     return shares
 
 
-@lru_cache(maxsize=1)
-def bfloat16_instructions() -> tuple[str, ...]:
+def kinds() -> tuple[str, ...]:
+    """What this chip computes with faster than with float32, and torch can."""
+    import torch
+
+    able = {INT8: hasattr(torch, "_int_mm"), BFLOAT16: True}
+    return tuple(kind for kind in INSTRUCTIONS if able[kind] and instructions(kind))
+
+
+def instructions(kind: str) -> tuple[str, ...]:
     """Which of ``INSTRUCTIONS`` this chip has."""
-    return tuple(name for name in INSTRUCTIONS if name in _chip()[1])
+    return tuple(name for name in INSTRUCTIONS[kind] if name in _chip()[1])
 
 
 @lru_cache(maxsize=1)
@@ -237,7 +288,8 @@ def _file(fingerprint: str) -> Path:
     """Where the verdict on a model is kept: another torch and another chip are asked anew."""
     import torch
 
-    return verdict_file(fingerprint, str(torch.__version__), _chip()[0], *bfloat16_instructions())
+    able = (name for kind in INSTRUCTIONS for name in instructions(kind))
+    return verdict_file(fingerprint, str(torch.__version__), _chip()[0], *able)
 
 
 def verdict_file(*key: str) -> Path:
