@@ -17,7 +17,7 @@ from indexer.encoders import Encoder, PatchEncoder, PlacedEncoder, has_patches
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import CONFIG, HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.encoders.mini_text import CLASS_WEIGHT, NumpyBert, NumpyHead, erf, gelu, layer_norm, softmax
-from indexer.encoders.precision import BFLOAT16, FLOAT32, Verdict
+from indexer.encoders.precision import BFLOAT16, FLOAT32, INT8, Verdict, kinds
 from indexer.encoders.quantised import quantise, widen
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
@@ -493,12 +493,15 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class TestOpenClip:
-    def test_bfloat16_finds_what_float32_finds(self, folder: Path):
+    @pytest.mark.parametrize("kind", [INT8, BFLOAT16])
+    def test_fewer_bits_find_what_float32_finds(self, folder: Path, kind: str):
         """Vectors, patches, and the fingerprint that an index holds on to."""
+        if kind == INT8 and INT8 not in kinds():
+            pytest.skip("this chip, or this torch, has no products of bytes")
         exact, reduced = load_encoder(str(folder), "cpu"), load_encoder(str(folder), "cpu")
         assert exact.fingerprint == reduced.fingerprint
         exact.precision._verdict = Verdict(FLOAT32, "asked for")
-        reduced.precision._verdict = Verdict(BFLOAT16, "asked for")
+        reduced.precision._verdict = Verdict(kind, "asked for")
         side = exact.image_size
         batch = np.random.default_rng(0).normal(size=(12, 3, side, side)).astype(np.float32)
         theirs, ours = exact.encode_prepared(batch), reduced.encode_prepared(batch)

@@ -35,7 +35,7 @@ TEXT_BATCH = 256
 class OpenClipEncoder:
     """An open_clip model (Ilharco et al. 2021) behind the ``Encoder`` protocol, with its own preprocessing.
 
-    It computes in float32; pictures in bfloat16 where ``indexer.encoders.precision`` finds that this is as good.
+    It computes in float32; pictures in int8 or bfloat16 where ``indexer.encoders.precision`` finds that as good.
 
     ==============================  ==============================================================
     ``ViT-B-32/laion2b_s34b_b79k``  architecture / pretrained tag, as ``open_clip.list_pretrained()`` has them
