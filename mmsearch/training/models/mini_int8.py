@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from indexer.encoders.mini import IMAGE, MiniEncoder
 from indexer.encoders.mini_int8 import FILE, FINGERPRINT, WEIGHTS
 from indexer.encoders.mini_onnx import GRAPH, INPUT
 from indexer.errors import UsageError
+from indexer.onnx_session import quantise_network
 from indexer.text_tower.mapped import map_tensors
 from mmsearch.rerank.export import check_exportable
 
@@ -46,48 +47,21 @@ def write_int8(folder: Path, pictures: Sequence[np.ndarray]) -> Path:
     """
     check_exportable()
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if not len(pictures):
         raise UsageError("no pictures to measure the ranges of layers on")
     fingerprint = MiniEncoder("cpu", folder).fingerprint
     with tempfile.TemporaryDirectory() as scratch:
-        whole, folded, made = (Path(scratch, f"{name}.onnx") for name in ("whole", "folded", "made"))
+        whole, made = (Path(scratch, f"{name}.onnx") for name in ("whole", "made"))
         onnx.save(_with_weights(onnx.load(GRAPH, load_external_data=False), folder / IMAGE), whole)
-        quant_pre_process(whole, folded, skip_symbolic_shape=True)
-        convolutions = [node.name for node in onnx.load(folded).graph.node if node.op_type == "Conv"]
-        quantize_static(
-            folded,
-            made,
-            _Pictures(pictures[:CALIBRATING]),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Clip"],
-            nodes_to_exclude=convolutions[:EXACT_CONVOLUTIONS],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": PERCENTILE},
-        )
+        inputs = ({INPUT: one[None]} for one in pictures[:CALIBRATING])
+        quantise_network(whole, made, inputs, exact=EXACT_CONVOLUTIONS, percentile=PERCENTILE)
         model = onnx.load(made)
     _without_weights(model)
     del model.metadata_props[:]
     model.metadata_props.add(key=FINGERPRINT, value=fingerprint)
     onnx.save(model, folder / FILE)
     return folder / FILE
-
-
-class _Pictures:
-    """Pictures as onnxruntime's calibration asks for them: one after the other, then None."""
-
-    def __init__(self, pictures: Sequence[np.ndarray]) -> None:
-        self._rest: Iterator[np.ndarray] = iter(pictures)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next picture as the network's input."""
-        picture = next(self._rest, None)
-        return None if picture is None else {INPUT: picture[None]}
 
 
 def _with_weights(model: onnx.ModelProto, path: Path) -> Any:
