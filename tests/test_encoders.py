@@ -17,6 +17,7 @@ from indexer.encoders import Encoder, PatchEncoder, PlacedEncoder, has_patches
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import CONFIG, HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.encoders.mini_text import CLASS_WEIGHT, NumpyBert, NumpyHead, erf, gelu, layer_norm, softmax
+from indexer.encoders.openclip import undrawn
 from indexer.encoders.precision import BFLOAT16, FLOAT32, INT8, Verdict, kinds
 from indexer.encoders.quantised import quantise, widen
 from indexer.encoders.rows import unit_rows
@@ -504,6 +505,13 @@ class TestOpenClip:
         reduced.precision._verdict = Verdict(kind, "asked for")
         side = exact.image_size
         batch = np.random.default_rng(0).normal(size=(12, 3, side, side)).astype(np.float32)
+        if kind == INT8:
+            import torch
+
+            from indexer.encoders.integers import observe
+
+            visual = reduced._model.visual
+            reduced.precision._ranges, _ = observe(visual, lambda: visual(torch.from_numpy(batch)))
         theirs, ours = exact.encode_prepared(batch), reduced.encode_prepared(batch)
         assert ours.dtype == np.float32 and not np.array_equal(ours, theirs)
         assert np.linalg.norm(ours, axis=1) == pytest.approx(1, abs=1e-6)
@@ -530,6 +538,19 @@ class TestOpenClip:
         assert encoder.encode_images(pictures) == pytest.approx(image, abs=1e-5)
         assert encoder.dim == text.shape[1] == image.shape[1]
         assert encoder.image_size == model.visual.image_size[0]
+
+    def test_weights_are_not_drawn_before_they_are_read(self):
+        import torch
+
+        before = torch.get_rng_state()
+        with undrawn():
+            layers = torch.nn.Linear(3, 4), torch.nn.MultiheadAttention(4, 2), torch.nn.Embedding(3, 2)
+            own = torch.nn.Parameter(torch.empty(3).normal_()), torch.nn.init.xavier_uniform_(torch.ones(2, 3))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not any(one.any() for layer in layers for one in layer.parameters()) and not any(
+            one.any() for one in own
+        )
+        assert torch.nn.Linear(3, 4).weight.any() and not torch.equal(torch.get_rng_state(), before)
 
     def test_tokens_and_their_limit(self, folder: Path):
         encoder = load_encoder(str(folder), "cpu")

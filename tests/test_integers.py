@@ -1,8 +1,9 @@
-"""Linear layers in whole numbers beside the float32 ones they replace."""
+"""Blocks of vision transformers in whole numbers beside the float32 ones they replace."""
 
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -12,65 +13,130 @@ open_clip = pytest.importorskip("open_clip")
 
 from torch import nn  # noqa: E402
 
-from indexer.encoders.integers import IntegerAttention, IntegerLinear, in_integers  # noqa: E402
+from indexer.encoders import integers  # noqa: E402
+from indexer.encoders.integers import IntegerBlock, IntegerPatches, Product, in_integers, observe  # noqa: E402
 from indexer.encoders.precision import INT8, kinds  # noqa: E402
 
 pytestmark = pytest.mark.skipif(INT8 not in kinds(), reason="this chip, or this torch, has no products of bytes")
 
 
-def test_a_layer_is_what_rounding_by_hand_gives() -> None:
+def seeded(architecture: str) -> nn.Module:
+    torch.manual_seed(0)
+    return open_clip.create_model(architecture).eval().visual
+
+
+def pixels(tower: nn.Module, count: int = 4) -> torch.Tensor:
+    size = tower.image_size
+    return torch.randn(count, 3, *(size if isinstance(size, tuple) else (size, size)))
+
+
+def test_a_product_is_what_rounding_by_hand_gives() -> None:
+    """One channel is a hundred times as large as the others; by the square root of that it is divided more."""
     rng = np.random.default_rng(0)
-    weight, bias, x = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 16), (6,), (2, 5, 16)))
-    x[0, 3] = 0  # a row of zeros
-    x[1, 0] *= 1e4  # one large token leaves the others their digits
-    layer = IntegerLinear(torch.from_numpy(weight), torch.from_numpy(bias))
-    found = layer(torch.from_numpy(x)).numpy()
-    columns = np.abs(weight).max(axis=1) / 127
-    rows = np.maximum(np.abs(x).max(axis=-1), 1e-12)[..., None] / 127
-    wanted = np.rint(x / rows) @ np.rint(weight / columns[:, None]).T * rows * columns + bias
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    weight, bias = rng.normal(size=(6, 16)), rng.normal(size=6)
+    x = rng.normal(size=(10, 16))
+    x[:, 3] *= 100
+    largest = np.abs(x).max(axis=0)
+    product = Product(*(torch.tensor(one, dtype=torch.float32) for one in (weight, bias, largest)))
+
+    share = largest**0.75 / np.abs(weight).max(axis=0) ** 0.25
+    divisor = share * (largest / share).max() / 127
+    assert product.divisor.numpy() == pytest.approx(divisor, rel=1e-5)
+    assert np.abs(x / divisor).max() == pytest.approx(127)
+    scale = np.abs(weight * divisor).max(axis=1) / 127
+    rows = np.rint(x / divisor)
+    wanted = rows @ np.rint(weight * divisor / scale[:, None]).T * scale + bias
+    found = product(torch.from_numpy(rows).to(torch.int8)).numpy()
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     exact = x @ weight.T + bias
-    assert np.abs(found - exact)[0].max() < 0.1 and np.array_equal(found[0, 3], bias)
-    without = IntegerLinear(torch.from_numpy(weight), None)(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(without + bias, found, rtol=1e-4, atol=1e-2)
+    assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
 
 
-def test_attention_is_near_that_of_torch() -> None:
-    torch.manual_seed(0)
-    exact = nn.MultiheadAttention(64, 4, batch_first=True).eval()
-    x = torch.randn(3, 7, 64)
+def test_what_was_never_seen_is_clipped_and_does_not_turn_round() -> None:
+    numbers = torch.tensor([[0.4, 0.6, -0.6, 126.7, 300.0, -300.0]])
+    assert integers._whole(numbers).tolist() == [[0, 1, -1, 127, 127, -127]]
+
+
+@pytest.mark.parametrize("architecture", ["ViT-S-32-alt", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP", "ViT-B-16-SigLIP2"])
+def test_a_tower_says_the_same(architecture: str) -> None:
+    """Also of pictures that were not observed, and of each whatever its neighbours are."""
+    tower = seeded(architecture)
+    ranges, _ = observe(tower, lambda: tower(pixels(tower)))
+    light = in_integers(copy.deepcopy(tower), ranges)
+    blocks = [one for one in light.modules() if isinstance(one, IntegerBlock)]
+    assert len(ranges) == 4 * len(blocks) + 1 and len(blocks) > 9
+    assert not any(isinstance(one, IntegerBlock) for one in tower.modules())  # a copy was changed
+    given = pixels(tower)
     with torch.inference_mode():
-        wanted = exact(x, x, x, need_weights=False)[0]
-        found, weights = IntegerAttention(exact)(x, x, x, need_weights=False, attn_mask=None)
-    assert weights is None
-    assert torch.nn.functional.cosine_similarity(wanted, found, dim=-1).min() > 0.999
+        wanted, found = tower(given), light(given)
+        assert torch.nn.functional.cosine_similarity(wanted, found).min() > 0.998
+        assert torch.nn.functional.cosine_similarity(light(given[:1]), found[:1]).item() > 0.99999
 
 
-@pytest.mark.parametrize("architecture", ["ViT-S-32-alt", "ViT-B-32-quickgelu"])
-def test_a_tower_of_open_clip_says_the_same(architecture: str) -> None:
-    torch.manual_seed(0)
-    model = open_clip.create_model(architecture).eval()
-    light = in_integers(copy.deepcopy(model.visual))
-    left = [type(m).__name__ for m in light.modules() if isinstance(m, (nn.Linear, nn.MultiheadAttention))]
-    assert left == []
-    assert any(isinstance(m, nn.MultiheadAttention) for m in model.visual.modules())  # a copy was changed
-    pixels = torch.randn(2, 3, *model.visual.image_size)
+def test_patches_are_those_that_the_tokens_of_a_reranker_are_made_of() -> None:
+    tower = seeded("ViT-B-32")
+    ranges, _ = observe(tower, lambda: tower(pixels(tower)))
+    light = in_integers(copy.deepcopy(tower), ranges, torch.float32)
+    given = pixels(tower)
     with torch.inference_mode():
-        wanted = model.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")
-        found = light.forward_intermediates(pixels, indices=1, output_fmt="NLC")
-    for one, other in (
-        (wanted["image_features"], found["image_features"]),
-        (wanted["image_intermediates"][0], found["image_intermediates"][0]),
-    ):
-        assert torch.nn.functional.cosine_similarity(one, other, dim=-1).min() > 0.999
+        wanted, found = (one.forward_intermediates(given, indices=1, output_fmt="NLC") for one in (tower, light))
+    one, other = wanted["image_intermediates"][0], found["image_intermediates"][0]
+    assert torch.nn.functional.cosine_similarity(one, other, dim=-1).min() > 0.998
+
+
+def test_a_layer_scale_is_in_the_weights() -> None:
+    torch.manual_seed(0)
+    block = open_clip.transformer.ResidualAttentionBlock(64, 4, ls_init_value=0.1).eval()
+    block.ls_1.gamma.data.uniform_(-2, 2)
+    block.ls_2.gamma.data.uniform_(-2, 2)
+    tower, x = nn.Sequential(block), torch.randn(3, 7, 64)
+    with torch.inference_mode():
+        ranges, wanted = observe(tower, lambda: tower(x))
+        found = in_integers(copy.deepcopy(tower), ranges)(x)
+    assert (wanted - found).abs().max() < 0.05 * (wanted - x).abs().max()
+
+
+def test_a_convolution_that_cuts_into_patches_is_a_product() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 8, 4, 4)
+    given = torch.randn(2, 3, 13, 9)  # a row and a column are left over
+    largest = integers._cut(given, (4, 4)).flatten(0, 2).abs().amax(dim=0)
+    with torch.inference_mode():
+        wanted, found = convolution(given), IntegerPatches(convolution, largest)(given)
+    assert found.shape == wanted.shape == (2, 8, 3, 2)
+    assert (wanted - found).abs().max() < 0.02 * wanted.abs().max()
+
+
+def test_only_the_thread_that_observes_is_observed() -> None:
+    tower = seeded("ViT-S-32-alt")
+    small, large = pixels(tower), 100 * pixels(tower)
+
+    def run() -> None:
+        with torch.inference_mode():
+            tower(small)
+
+    def both() -> None:
+        run()
+        other = threading.Thread(target=lambda: tower(large))
+        other.start()
+        other.join()
+
+    alone, beside = observe(tower, run)[0], observe(tower, both)[0]
+    assert alone.keys() == beside.keys() and all(torch.equal(alone[name], beside[name]) for name in alone)
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(ValueError, match="it has no linear layers"):
-        in_integers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
-    with pytest.raises(ValueError, match="an attention of a kind"):
-        IntegerAttention(nn.MultiheadAttention(8, 2))
-    attention = IntegerAttention(nn.MultiheadAttention(8, 2, batch_first=True))
-    x = torch.randn(1, 3, 8)
-    with pytest.raises(ValueError, match="to something else, or with a mask"):
-        attention(x, x, x, need_weights=False, attn_mask=torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="it has no blocks that are known"):
+        observe(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), lambda: None)
+    torch.manual_seed(0)
+    block = open_clip.transformer.ResidualAttentionBlock(16, 2, act_layer=nn.ReLU)
+    with pytest.raises(ValueError, match="the activation ReLU is not known"):
+        IntegerBlock(block, {}, torch.bfloat16)
+    with pytest.raises(ValueError, match="a ResidualAttentionBlock of a kind that is not known"):
+        observe(nn.Sequential(open_clip.transformer.ResidualAttentionBlock(16, 2, batch_first=False)), lambda: None)
+    block = open_clip.transformer.ResidualAttentionBlock(16, 2)
+    ranges, _ = observe(nn.Sequential(block), lambda: nn.Sequential(block)(torch.randn(1, 3, 16)))
+    with pytest.raises(ValueError, match="with a mask"):
+        in_integers(nn.Sequential(block), ranges)[0](torch.randn(1, 3, 16), attn_mask=torch.zeros(3, 3))
+    with pytest.raises(KeyError):
+        in_integers(nn.Sequential(block, open_clip.transformer.ResidualAttentionBlock(16, 2)), ranges)

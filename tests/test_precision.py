@@ -260,3 +260,55 @@ def test_the_fastest_that_finds_the_same_is_used(
         assert tower.verdict.why.startswith(f"{wanted} was held against float32: ")
         assert list(tower._light) == [wanted]
         assert tower.run(pictures(BATCH, 9), compute_slowly)[1][0] == wanted
+
+
+# -- what whole numbers must know -----------------------------------------------------------------------------------
+
+
+class Tower(torch.nn.Module):
+    """Pictures ``(B, 3, 2, 2)`` to vectors ``(B, 16)`` by a block of open_clip's vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformer = pytest.importorskip("open_clip").transformer
+        torch.manual_seed(0)
+        self.visual = torch.nn.Sequential(transformer.ResidualAttentionBlock(16, 2)).eval()
+
+
+def compute_tower(model: Tower, pixels: torch.Tensor) -> tuple[np.ndarray, ...]:
+    rows = model.visual(pixels.flatten(1).repeat(1, 4).view(-1, 3, 16)).mean(dim=1)
+    return rows.numpy(), np.array([type(model.visual[0]).__name__ == "IntegerBlock"])
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no products of bytes")
+def test_ranges_are_observed_on_a_batch_that_is_not_compared_and_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(precision, "kinds", lambda: (INT8,))
+    monkeypatch.setattr(precision, "LEAST_RECALL", 0.9)
+    monkeypatch.setattr(precision, "LEAST_COSINE", 0.9)
+    tower = Precision(Tower(), torch.device("cpu"), "f", lambda: units(3, 16))
+    for number in range(5):
+        assert tower.verdict.precision == FLOAT32
+        rows, reduced = tower.run(pictures(BATCH, number), compute_tower)
+        with torch.inference_mode():
+            assert not reduced[0] and np.array_equal(
+                rows, compute_tower(Tower(), torch.from_numpy(pictures(BATCH, number)))[0]
+            )
+    assert (tower.verdict.precision, tower.verdict.pictures) == (INT8, PICTURES)
+    rows, reduced = tower.run(pictures(BATCH, 9), compute_tower)
+    assert reduced[0]
+
+    again = Precision(Tower(), torch.device("cpu"), "f", lambda: units(3, 16))
+    assert again.verdict == tower.verdict
+    assert np.array_equal(again.run(pictures(BATCH, 9), compute_tower)[0], rows)
+
+    (path,) = (tmp_path / "cache").rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])  # damaged: everything is asked anew
+    third = Precision(Tower(), torch.device("cpu"), "f", lambda: units(3, 16))
+    assert third.verdict.precision == FLOAT32 and "is used once" in third.verdict.why
+    path.unlink()
+    fourth = Precision(Tower(), torch.device("cpu"), "f", lambda: units(3, 16))
+    for number in range(5):
+        fourth.run(pictures(BATCH, number), compute_tower)
+    assert fourth.verdict.precision == INT8 and path.is_file()

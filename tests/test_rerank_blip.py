@@ -168,7 +168,8 @@ def test_a_picture_is_seen_once_however_many_texts_it_is_held_against(
     texts, twice = [TextSide(words) for words in WORDS], [*photographs(), *photographs()]
     logits = reranker.score(texts, twice, every_pair(4, 6)).reshape(4, 6)
     assert seen == [3]
-    assert np.array_equal(logits[:, :3], logits[:, 3:])
+    # Not to the bit: a kernel may sum a row in another order for its place in a batch.
+    np.testing.assert_allclose(logits[:, :3], logits[:, 3:], atol=1e-5)
     again = reranker.score(texts, photographs(), every_pair(4, 3)).reshape(4, 3)
     assert seen == [3]
     assert np.abs(again - logits[:, :3]).max() < 1e-5

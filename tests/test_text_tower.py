@@ -261,6 +261,7 @@ class TestArithmetic:
         }
         tower = NumpyTower(plan, weights)
         assert [tower.features(ids).tolist() for ids in ([0], [0, 1], [1, 1], [])] == [[-1], [-0.5], [0], [-1]]
+        assert tower.features_of([[0], [0, 1], [1, 1], []]).tolist() == [[-1], [-0.5], [0], [-1]]
         with pytest.raises(ValueError, match="positions"):
             NumpyTower(plan, weights | {"positions": np.zeros((3, 2), np.float32)})
         with pytest.raises(ValueError, match="no such step: swish"):

@@ -4,7 +4,8 @@ Chips with VNNI or AMX multiply bytes four times as fast as float32, and those w
 than twice as fast. For the towers that we know these suffice, but a tower may be one that we do not. So the first
 pictures that a model is ever given go through all of them: what is stored is float32's, and with the vectors of each
 the same questions are asked. What came of it is kept in the user's cache folder, for this model, this torch and this
-chip. What finds something else, or is no faster, is not used.
+chip. What finds something else, or is no faster, is not used. Whole numbers need to know how large the numbers are that
+they stand for: that is observed on a first batch, which is not among the pictures that are compared.
 
 The weights are converted, once; autocast would convert them again for every batch. Questions in words are not touched,
 nor are a few pictures at a time. Vectors of all kinds may stand in one index.
@@ -31,6 +32,8 @@ from indexer.encoders.rows import unit_rows
 
 if TYPE_CHECKING:
     import torch
+
+    from indexer.encoders.integers import Ranges
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 INSTRUCTIONS = {INT8: ("amx_int8", "avx512_vnni", "avx_vnni"), BFLOAT16: ("amx_bf16", "avx512_bf16")}
@@ -59,6 +62,8 @@ QUESTIONS = (
     "flowers",
 )
 """Words are what pictures are searched by, so words ask, too."""
+RANGES = ".safetensors"
+"""Ends the name of the file beside the verdict for int8."""
 CACHE = "MMSEARCH_CACHE"
 """Names another folder than the user's own for what can be measured again."""
 
@@ -96,6 +101,8 @@ class Precision:
         self._light: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._ranges: Ranges | None = None
+        self._observing = threading.Lock()
         self._exact: list[np.ndarray] = []
         self._found: dict[str, list[np.ndarray]] = {}
         self._speeds: dict[str, list[float]] = {}
@@ -109,6 +116,10 @@ class Precision:
         else:
             self._file = _file(fingerprint)
             self._verdict = kept_verdict(self._file)
+            if self._verdict is not None and self._verdict.precision == INT8:
+                self._ranges = kept_ranges(self._file)
+                if self._ranges is None:
+                    self._verdict = None
 
     @property
     def verdict(self) -> Verdict:
@@ -127,6 +138,8 @@ class Precision:
                 return compute(self._model, pixels)
             if verdict is not None:
                 return compute(self._converted(verdict.precision), _given(pixels, verdict.precision))
+            if (observed := self._observed(pixels, compute)) is not None:
+                return observed
             began = time.thread_time()
             exact = compute(self._model, pixels)
             speeds = {FLOAT32: len(batch) / max(time.thread_time() - began, 1e-9)}
@@ -140,6 +153,22 @@ class Precision:
             self._note(exact[0], found, speeds)
             return exact
 
+    def _observed(self, pixels: torch.Tensor, compute: Compute) -> tuple[np.ndarray, ...] | None:
+        """What float32 makes of these pictures, if they are the ones by which whole numbers learn their ranges."""
+        if INT8 not in self._kinds:
+            return None
+        with self._observing:
+            if self._ranges is not None or INT8 in self._light or INT8 in self._failed:
+                return None
+            from indexer.encoders.integers import observe
+
+            try:
+                self._ranges, exact = observe(self._model.visual, lambda: compute(self._model, pixels))
+            except ValueError as exc:  # a tower of a kind that is not known
+                self._failed[INT8] = f"the model cannot be had in int8 ({exc})"
+                return None
+            return exact
+
     def _converted(self, kind: str) -> Any:
         """The model with an image tower of such weights, which shares everything else."""
         import torch
@@ -151,7 +180,8 @@ class Precision:
                 if kind == INT8:
                     from indexer.encoders.integers import in_integers
 
-                    visual = in_integers(visual)
+                    halves = torch.bfloat16 if instructions(BFLOAT16) else torch.float32
+                    visual = in_integers(visual, self._ranges or {}, halves)
                 else:
                     visual = visual.to(torch.bfloat16)
                 light._modules = {**self._model._modules, "visual": visual}
@@ -164,7 +194,13 @@ class Precision:
             return None
         try:
             return compute(self._converted(kind), _given(pixels, kind))[0]
-        except (RuntimeError, TypeError, ValueError, AttributeError) as exc:  # an operation that torch does not have
+        except (
+            RuntimeError,
+            TypeError,
+            LookupError,
+            ValueError,
+            AttributeError,
+        ) as exc:  # what this torch does not have
             self._failed[kind] = f"the model fails in {kind} ({' '.join(str(exc).split())[:120]})"
             return None
 
@@ -210,6 +246,8 @@ class Precision:
         if verdict.precision == FLOAT32:
             _log.warning("pictures are computed in float32: %s", verdict.why)
         if self._file is not None:
+            if verdict.precision == INT8 and self._ranges is not None:
+                keep_ranges(self._file, self._ranges)
             keep_verdict(self._file, verdict)
 
 
@@ -259,7 +297,7 @@ def kinds() -> tuple[str, ...]:
     """What this chip computes with faster than with float32, and torch can."""
     import torch
 
-    able = {INT8: hasattr(torch, "_int_mm"), BFLOAT16: True}
+    able = {INT8: hasattr(torch.ops.onednn, "qlinear_pointwise"), BFLOAT16: True}
     return tuple(kind for kind in INSTRUCTIONS if able[kind] and instructions(kind))
 
 
@@ -320,3 +358,27 @@ def keep_verdict(path: Path, verdict: Verdict) -> None:
         fresh.replace(path)
     except OSError as exc:
         _log.info("cannot keep %s: %s", path, exc.strerror)
+
+
+def kept_ranges(path: Path) -> Ranges | None:
+    """The ranges that belong to the verdict in ``path``; None if they are not there, or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path.with_suffix(RANGES))
+    except (OSError, SafetensorError):
+        return None
+
+
+def keep_ranges(path: Path, ranges: Ranges) -> None:
+    """Keep them beside the verdict; where that is not possible, the next process observes again."""
+    from safetensors.torch import save
+
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_bytes(save(dict(ranges)))
+        fresh.replace(path.with_suffix(RANGES))
+    except OSError as exc:
+        _log.info("cannot keep %s: %s", path.with_suffix(RANGES), exc.strerror)

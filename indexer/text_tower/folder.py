@@ -36,6 +36,8 @@ PROBES = (
     "word after word " * 100,
 )
 """Texts on which an export is compared with its origin: short, odd and too long."""
+AT_ONCE = 32
+"""Texts that are computed together; more would only take more memory."""
 COMPARED = 8
 """So many of those that it remembers are compared, too; all take torch longer than all else that is done here."""
 
@@ -63,8 +65,11 @@ class Tower:
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``."""
-        features = [self.numpy.features(self.words.ids(text)) for text in texts]
-        return unit_rows(np.stack(features), "text")
+        ids = [self.words.ids(text) for text in texts]
+        if len(ids) == 1:
+            return unit_rows(self.numpy.features(ids[0])[None], "text")
+        parts = [self.numpy.features_of(ids[start : start + AT_ONCE]) for start in range(0, len(ids), AT_ONCE)]
+        return unit_rows(np.concatenate(parts), "text")
 
     def rows_and_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Texts to float32 unit rows ``(B, D)`` and, for each, its token states ``(L, W)``."""

@@ -1,6 +1,6 @@
 """A text transformer in plain NumPy: token numbers to features, over weights that are mapped from a file.
 
-One text at a time, in float32, and of it only what the architecture needs: where words look only back (CLIP) or padding
+In float32, and of a text only what the architecture needs: where words look only back (CLIP) or padding
 is masked (BERT), the question's own tokens; where padding is read like words (SigLIP), all positions. Both are exact.
 
     tokens (V, W)                       positions (N, W)             embedding_norm, final_norm: weight, bias (W,)
@@ -106,13 +106,24 @@ class NumpyTower:
         """One text of L tokens, special ones included, to features ``(D,)``, not normalised."""
         padded = self._pad(ids)
         rows = None if self.plan.pool == "mean" else slice(at := self._pooled_at(padded), at + 1)
-        return self._head(self._states(padded, rows).mean(axis=0))
+        return self._head(self._states([padded], rows)[0].mean(axis=0))
+
+    def features_of(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """What ``features`` gives of each of many texts, ``(B, D)``; a weight is multiplied with the tokens of all of
+        them at once."""
+        padded = [self._pad(ids) for ids in texts]
+        states = self._states(padded)
+        mean = self.plan.pool == "mean"
+        pooled = [
+            one.mean(axis=0) if mean else one[self._pooled_at(ids)] for one, ids in zip(states, padded, strict=True)
+        ]
+        return np.stack([self._head(one) for one in pooled])
 
     def features_and_states(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """What ``features`` gives, and the last layer's output ``(L, W)``, normalised as the pooled one is; of a text
         without tokens it is that of its first padding."""
         padded = self._pad(ids)
-        states = self._states(padded, None)
+        (states,) = self._states([padded])
         pooled = states.mean(axis=0) if self.plan.pool == "mean" else states[self._pooled_at(padded)]
         return self._head(pooled), states[: max(1, len(ids))]
 
@@ -132,21 +143,24 @@ class NumpyTower:
             case _:
                 return int((ids == self.plan.eos).argmax())
 
-    def _states(self, ids: np.ndarray, rows: slice | None) -> np.ndarray:
-        """The last layer's output at ``rows``, all of them for None: ``(R, W)``."""
+    def _states(self, texts: Sequence[np.ndarray], rows: slice | None = None) -> list[np.ndarray]:
+        """The last layer's output for each text ``(L, W)``; of a single one at ``rows`` alone, ``(R, W)``."""
         plan, weights = self.plan, self._weights
-        x = weights["tokens"][ids] + weights["positions"][: len(ids)]  # (L, W)
+        ends = np.cumsum([len(ids) for ids in texts])
+        x = np.concatenate(
+            [weights["tokens"][ids] + weights["positions"][: len(ids)] for ids in texts]
+        )  # (sum of L, W)
         if not plan.norm_first:
             x = self._norm(x, "embedding_norm")
-        mask = np.triu(np.full((len(ids), len(ids)), -np.inf, np.float32), 1) if plan.causal else None
         for i in range(plan.layers):
-            x = self._layer(i, x, mask, rows if i == plan.layers - 1 else None)
-        return self._norm(x, "final_norm") if plan.norm_first else x
+            x = self._layer(i, x, ends[:-1], rows if i == plan.layers - 1 else None)
+        x = self._norm(x, "final_norm") if plan.norm_first else x
+        return [x] if len(texts) == 1 else np.split(x, ends[:-1])
 
-    def _layer(self, i: int, x: np.ndarray, mask: np.ndarray | None, rows: slice | None) -> np.ndarray:
-        """Layer ``i``; of the last one only ``rows`` are wanted."""
+    def _layer(self, i: int, x: np.ndarray, cuts: np.ndarray, rows: slice | None) -> np.ndarray:
+        """Layer ``i`` of texts that lie behind each other, divided at ``cuts``; of the last one ``rows`` are wanted."""
         weights, activation = self._weights, ACTIVATIONS[self.plan.activation]
-        attended = self._attention(i, self._norm(x, f"{i}.norm_1") if self.plan.norm_first else x, mask, rows)
+        attended = self._attention(i, self._norm(x, f"{i}.norm_1") if self.plan.norm_first else x, cuts, rows)
         x = (x if rows is None else x[rows]) + attended
         if self.plan.norm_first:
             hidden = activation(self._norm(x, f"{i}.norm_2") @ weights[f"{i}.up"] + weights[f"{i}.up.bias"])
@@ -155,21 +169,31 @@ class NumpyTower:
         hidden = activation(x @ weights[f"{i}.up"] + weights[f"{i}.up.bias"])
         return self._norm(x + hidden @ weights[f"{i}.down"] + weights[f"{i}.down.bias"], f"{i}.norm_2")
 
-    def _attention(self, i: int, x: np.ndarray, mask: np.ndarray | None, rows: slice | None) -> np.ndarray:
-        """Every token of ``x`` ``(L, W)`` is looked at by those at ``rows``: ``(R, W)``."""
-        weights, heads, wide = self._weights, self.plan.heads, self.width
+    def _attention(self, i: int, x: np.ndarray, cuts: np.ndarray, rows: slice | None) -> np.ndarray:
+        """Every token of a text in ``x`` is looked at by the text's others, or by those at ``rows``: ``(R, W)``."""
+        weights, wide = self._weights, self.width
         matrix, bias = weights[f"{i}.qkv"], weights[f"{i}.qkv.bias"]
         if rows is None:
             q, k, v = np.split(x @ matrix + bias, 3, axis=1)
         else:
             q = x[rows] @ matrix[:, :wide] + bias[:wide]
             k, v = np.split(x @ matrix[:, wide:] + bias[wide:], 2, axis=1)
-            mask = mask[rows] if mask is not None else None
+        if len(cuts):
+            each = zip(np.split(q, cuts), np.split(k, cuts), np.split(v, cuts), strict=True)
+            seen = np.concatenate([self._looked(*one) for one in each])
+        else:
+            seen = self._looked(q, k, v, rows)
+        return seen @ weights[f"{i}.out"] + weights[f"{i}.out.bias"]
+
+    def _looked(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, rows: slice | None = None) -> np.ndarray:
+        """What the queries ``(R, W)``, those at ``rows``, see of the keys and values ``(L, W)`` of one text."""
+        heads, wide, length = self.plan.heads, self.width, len(k)
         q, k, v = (part.reshape(len(part), heads, wide // heads).transpose(1, 0, 2) for part in (q, k, v))
         scores = q @ k.transpose(0, 2, 1)  # (heads, R, L)
-        looks = softmax(scores if mask is None else scores + mask)
-        context = (looks @ v).transpose(1, 0, 2).reshape(q.shape[1], wide)  # (R, W)
-        return context @ weights[f"{i}.out"] + weights[f"{i}.out.bias"]
+        if self.plan.causal:
+            mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+            scores = scores + (mask if rows is None else mask[rows])
+        return (softmax(scores) @ v).transpose(1, 0, 2).reshape(q.shape[1], wide)
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
         return layer_norm(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], self.plan.epsilon)
