@@ -3,10 +3,10 @@
 Chips with VNNI or AMX multiply bytes four times as fast as float32 and twice as fast as bfloat16. Weights have a scale
 for each output. What they are multiplied with has one scale for all pictures: so a vector does not depend on its
 neighbours, and rounding is one pass over the numbers. In all transformers some channels are much larger than others,
-and one scale would leave the small ones no digits. So each channel is divided by a number of its own first, by which the
-weights are multiplied (Xiao et al. 2023, "SmoothQuant", section 4). How large the channels are is observed on a first
-batch of pictures. The division is part of the layer norm before it, or of the weights that make the values, where that
-can be.
+and one scale would leave the small ones no digits. So each channel is divided by a number of its own first, by which
+the weights are multiplied (Xiao et al. 2023, "SmoothQuant", section 4). How large the channels are is observed on a
+first batch of pictures. The division is part of the layer norm before it, or of the weights that make the values, where
+that can be.
 
 Between the products everything stays in float32; attention is computed in bfloat16 where the chip has that.
 """

@@ -301,7 +301,7 @@ def undrawn() -> AbstractContextManager[object]:
 
     class Undrawn(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if getattr(func, "__name__", "") in ("normal_", "uniform_", "erfinv_"):
+            if getattr(func, "__name__", "").endswith(("normal_", "uniform_", "erfinv_")):
                 tensor = args[0] if args else kwargs["tensor"]
                 tensor.detach().zero_()
                 return tensor
