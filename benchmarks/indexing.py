@@ -12,7 +12,8 @@ turn is two runs, one with a few of the files: what the others take more than th
 
 ``--model ARCHITECTURE`` without a tag is open_clip's architecture with random weights: the time of a network does not
 depend on them. rclip takes the weights that it finds in RCLIP_DATADIR, where ``rclip_weights.py`` puts random ones; it
-answers a question after indexing, which the rate once running does not count. ``--large N`` makes N JPEGs of 12
+answers a question after indexing, which the rate once running does not count. It computes at 256 pixels, a third more
+than most models; ``--rclip-size 224`` has it compute at 224, with weights for that. ``--large N`` makes N JPEGs of 12
 megapixels from the folder's pictures: enlarged, and with the noise of a sensor, without which they would be small files
 that decode too fast. ``--again N`` also times ours where nothing has changed, ``--one-more N`` after one new photograph
 in a folder of N that is indexed.
@@ -44,6 +45,13 @@ FLOAT32 = (
 FEW = 32
 """Files of the short run of a turn."""
 LARGE, QUALITY, NOISE = (4000, 3000), 90, 4.0
+RCLIP_AT = """
+import sys
+from rclip.utils import preprocess
+preprocess.IMAGE_SIZE = int(sys.argv.pop(1))
+from rclip.main import main
+main()
+"""
 TUTORIAL = """
 import sys, pathlib, numpy as np, open_clip, torch
 from PIL import Image
@@ -106,13 +114,16 @@ def by_mmsearch(model: str, folder: Path, *, float32: bool = False) -> Run:
     return found
 
 
-def by_rclip(command: Path, folder: Path) -> Run:
-    """rclip, with a new database and the weights of RCLIP_DATADIR."""
+def by_rclip(command: Path, size: int | None, folder: Path) -> Run:
+    """rclip, with a new database and the weights of RCLIP_DATADIR; at another size than its own if one is given."""
+    start = [str(command.absolute())]
+    if size is not None:
+        start = [str(command.absolute().with_name("python")), "-P", "-c", RCLIP_AT, str(size)]
     with tempfile.TemporaryDirectory() as scratch:
         for path in Path(os.environ["RCLIP_DATADIR"]).iterdir():
             if path.is_dir():
                 Path(scratch, path.name).symlink_to(path.absolute())
-        return run([str(command.absolute()), "-f", cold.QUESTION], folder, RCLIP_DATADIR=scratch)
+        return run([*start, "-f", cold.QUESTION], folder, RCLIP_DATADIR=scratch)
 
 
 def by_tutorial(architecture: str, folder: Path) -> Run:
@@ -245,6 +256,9 @@ def main() -> None:
     parser.add_argument("--again", type=int, default=0, metavar="N", help="then ours N times, nothing having changed")
     parser.add_argument("--float32", action="store_true", help="also ours without int8 and bfloat16")
     parser.add_argument("--rclip", type=Path, help="the command rclip of another environment")
+    parser.add_argument(
+        "--rclip-size", type=int, help="pixels a side that rclip computes with; its own, 256, if not given"
+    )
     parser.add_argument("--tutorial", action="store_true", help="also open_clip as its tutorial does it")
     parser.add_argument("--one-more", type=int, metavar="N", help="one new photograph in a folder of N")
     options = parser.parse_args()
@@ -267,7 +281,7 @@ def main() -> None:
         if options.float32:
             takers["in float32"] = partial(by_mmsearch, model, float32=True)
         if options.rclip:
-            takers["rclip"] = partial(by_rclip, options.rclip)
+            takers["rclip"] = partial(by_rclip, options.rclip, options.rclip_size)
         if options.tutorial:
             takers["open_clip"] = partial(by_tutorial, options.model)
         few = links(paths[: min(FEW, len(paths) // 2)], Path(scratch, "few"))

@@ -1,9 +1,11 @@
 """Give rclip 3 and 4 random weights of the architecture that it uses, for a machine that cannot download its own.
 
     RCLIP_DATADIR=FOLDER python benchmarks/rclip_weights.py
+    RCLIP_DATADIR=OTHER python benchmarks/rclip_weights.py --size 224
 
 Its answers mean nothing then, but cost what they always cost: rclip loads the two ONNX files that it finds in its data
-folder, and the time of a network does not depend on its weights. They are open_clip's ViT-B-32-256 in float32.
+folder, and the time of a network does not depend on its weights. They are open_clip's ViT-B-32-256 in float32; with
+``--size 224`` ViT-B-32, for ``indexing.py --rclip-size 224``, which has rclip prepare pictures of that size.
 
 rclip 4 also wants the licences that come with its own weights. Where one is missing every question imports
 huggingface_hub and looks for them there: 0.4 s of processor that a question to a complete folder does not take.
@@ -11,6 +13,7 @@ huggingface_hub and looks for them there: 0.4 s of processor that a question to 
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +22,8 @@ from typing import Any
 import open_clip
 import torch
 
-ARCHITECTURE, FOLDER = "ViT-B-32-256", "ViT-B-32-256-datacomp_s34b_b86k"
+ARCHITECTURES = {256: "ViT-B-32-256", 224: "ViT-B-32"}
+FOLDER = "ViT-B-32-256-datacomp_s34b_b86k"
 LICENCES = ("LICENSE", "OPENAI-CLIP-MIT.txt", "README.md", "THIRD_PARTY_NOTICES.md")
 """What ``rclip.model_download`` calls ``MODEL_LEGAL_FILES``."""
 
@@ -39,12 +43,15 @@ class Tower(torch.nn.Module):
 
 def main() -> None:
     """Export both towers, copy the vocabulary, and put a line where the licences would be."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", type=int, choices=sorted(ARCHITECTURES), default=256, help="pixels a side")
+    size = parser.parse_args().size
     home = Path(os.environ["RCLIP_DATADIR"])
     (home / FOLDER).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = open_clip.create_model(ARCHITECTURE).eval()
+    model = open_clip.create_model(ARCHITECTURES[size]).eval()
     for name, method, example in (
-        ("visual.onnx", "encode_image", torch.zeros(2, 3, 256, 256)),
+        ("visual.onnx", "encode_image", torch.zeros(2, 3, size, size)),
         ("textual.onnx", "encode_text", torch.zeros(2, 77, dtype=torch.int64)),
     ):
         torch.onnx.export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import stat
 from collections import deque
@@ -27,6 +28,7 @@ from indexer.decode import (
     stream_suffix,
 )
 from indexer.decode.captions import iter_captions
+from indexer.decode.image import MARGIN
 from indexer.decode.ocr import MAX_SIDE, Ocr, read_picture
 from indexer.discover import Found
 from indexer.encoders import Encoder
@@ -177,7 +179,7 @@ def _read_once(
     texts = iter_captions(data, encoder.max_tokens, encoder.count_tokens)
     if ocr is not None:
         # Once more, larger: letters are lost long before a face is.
-        large = decode_image(data, size=MAX_SIDE // 2).image
+        large = decode_image(data, size=math.ceil(MAX_SIDE / MARGIN)).image
         texts = chain(texts, read_picture(ocr, large, encoder.max_tokens, encoder.count_tokens))
     return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image), texts=tuple(texts))
 

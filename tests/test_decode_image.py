@@ -309,7 +309,7 @@ def test_what_is_transparent_lies_on_white() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16", "F", "CMYK"])
 def test_large_pictures_are_shrunk_in_every_mode_and_show_the_same(mode: str) -> None:
-    """Left half dark, right half light; shrunk by 5 = 320 // (2 * 32) to 96 x 64."""
+    """Left half dark, right half light; shrunk by 5, as 320 / (1.5 * 42) is 5.08, to 96 x 64."""
     grey = np.zeros((320, 480), dtype=np.uint8)
     grey[:, 240:] = 255
     picture = Image.fromarray(grey)
@@ -318,7 +318,7 @@ def test_large_pictures_are_shrunk_in_every_mode_and_show_the_same(mode: str) ->
     else:
         picture = picture.convert("RGB").convert(mode) if mode in ("CMYK", "RGBA") else picture.convert(mode)
     kind = "TIFF" if mode in ("F", "CMYK") else "PNG"
-    result = decoded(saved(picture, kind), size=32)
+    result = decoded(saved(picture, kind), size=42)
     assert (result.width, result.height) == (480, 320)
     assert result.image.size == (96, 64)
     assert pixels(result.image)[:, :47].max() <= 1 and pixels(result.image)[:, 49:].min() >= 254
@@ -393,13 +393,15 @@ def test_the_first_frame_of_a_film_and_the_first_page_of_a_document() -> None:
 # --- size
 
 
-def test_only_pictures_four_times_as_large_are_shrunk() -> None:
-    """size 32: 127 is left alone, 128 is halved; 300 x 500 by 300 // 64 = 4."""
-    for side, wanted in ((127, 127), (128, 64), (191, 96), (640, 64)):
+def test_only_pictures_three_times_as_large_are_shrunk() -> None:
+    """size 32: 95 is left alone, 96 is halved; size 40: 300 x 500 by 300 / 60 = 5."""
+    for side, wanted in ((95, 95), (96, 48), (143, 72), (640, 50)):
         assert decoded(saved(Image.new("RGB", (side, side)), "PNG"), size=32).image.size == (wanted, wanted)
-    shrunk = decoded(saved(blocks(5, 3, 100), "PNG"), size=32)
-    assert (shrunk.image.size, shrunk.width, shrunk.height) == ((125, 75), 500, 300)
-    assert np.array_equal(pixels(shrunk.image), pixels(blocks(5, 3, 25)))
+    shrunk = decoded(saved(blocks(5, 3, 100), "PNG"), size=40)
+    assert (shrunk.image.size, shrunk.width, shrunk.height) == ((100, 60), 500, 300)
+    assert np.array_equal(pixels(shrunk.image), pixels(blocks(5, 3, 20)))
+    for side, wanted in ((95, 95), (96, 48), (480, 60)):
+        assert decoded(saved(Image.new("RGB", (side, side)), "JPEG"), size=32).image.size == (wanted, wanted)
 
 
 def test_extreme_shapes() -> None:
@@ -460,7 +462,7 @@ def test_bombs_in_other_formats(kind: str) -> None:
 def test_a_baseline_jpeg_counts_as_it_is_decoded() -> None:
     """1.2 thousand million pixels, shrunk by 8 in each direction before they are held, are 18.75 million."""
     result = decoded(header_only("JPEG", 40_000, 30_000))
-    assert (result.width, result.height, result.image.size) == (40_000, 30_000, (625, 469))  # 5,000 x 3,750, by 8
+    assert (result.width, result.height, result.image.size) == (40_000, 30_000, (455, 341))  # 5,000 x 3,750, by 11
 
 
 def test_one_huge_picture_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,4 +586,4 @@ def test_threads_get_their_own_pictures() -> None:
         together = list(pool.map(lambda file: pixels(decoded(file, 16).image), files * 4))
     for index, found in enumerate(together):
         assert np.array_equal(found, alone[index % len(files)])
-    assert np.array_equal(alone[1], pixels(pictures[1].reduce(5)))
+    assert np.array_equal(alone[1], pixels(pictures[1].reduce(6)))

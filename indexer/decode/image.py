@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import io
 import logging
+import math
 import re
 import threading
 import warnings
@@ -36,6 +37,8 @@ from PIL.ImageFile import ImageFile
 
 from indexer.errors import DecodeError
 
+MARGIN = 1.5
+"""A large picture is shrunk while it is decoded, to no less than so many times what the model takes, a side."""
 MAX_PIXELS = 150_000_000
 """Pixels that a picture may have. A baseline JPEG is shrunk while it is read: there, those that are really decoded."""
 
@@ -66,9 +69,9 @@ class DecodedImage:
 def decode_image(data: bytes, *, size: int) -> DecodedImage:
     """Decode the content of one picture file.
 
-    ``size`` is what the model takes, in pixels a side: a picture whose shorter side is at least four times as long is
-    shrunk by a whole factor (JPEG: while decoding), its shorter side staying at least ``2 * size``. Smaller pictures
-    keep their pixels.
+    ``size`` is what the model takes, in pixels a side: a picture whose shorter side is at least three times as long is
+    shrunk by a whole factor (JPEG: while decoding), its shorter side staying at least ``MARGIN * size``. Smaller
+    pictures keep their pixels.
 
     Raises DecodeError: empty, not a picture, damaged, cut short, or more than MAX_PIXELS (known from the header,
     before any memory is taken). May be called from several threads.
@@ -111,7 +114,8 @@ def _decode(picture: ImageFile, size: int) -> DecodedImage:
     width, height = picture.size
     decoded_pixels = width * height
     if isinstance(picture, JpegImagePlugin.JpegImageFile):
-        picture.draft(picture.mode, (2 * size, 2 * size))
+        least = math.ceil(MARGIN * size)
+        picture.draft(picture.mode, (least, least))
         # A progressive JPEG keeps the coefficients of the whole picture in memory, however small it is drafted.
         if not picture.info.get("progressive"):
             decoded_pixels = picture.size[0] * picture.size[1]
@@ -229,7 +233,7 @@ def _to_rgb(picture: ImageFile, size: int) -> Image.Image:
     elif image.mode in ("1", "P"):
         image = image.convert("L" if image.mode == "1" else "RGB")
 
-    factor = min(image.size) // (2 * size)
+    factor = int(min(image.size) / (MARGIN * size))
     if factor > 1:
         image = image.reduce(factor)
 

@@ -176,14 +176,16 @@ class Precision:
         with self._lock:
             if kind not in self._light:
                 light = copy.copy(self._model)
-                visual = copy.deepcopy(self._model.visual)
+                visual = self._model.visual
                 if kind == INT8:
                     from indexer.encoders.integers import in_integers
 
+                    # A copy that shares all weights: those that are rounded are other tensors, the rest stays as it is.
+                    visual = copy.deepcopy(visual, {id(one): one for one in visual.parameters()})
                     halves = torch.bfloat16 if instructions(BFLOAT16) else torch.float32
                     visual = in_integers(visual, self._ranges or {}, halves)
                 else:
-                    visual = visual.to(torch.bfloat16)
+                    visual = copy.deepcopy(visual).to(torch.bfloat16)
                 light._modules = {**self._model._modules, "visual": visual}
                 self._light[kind] = light
             return self._light[kind]

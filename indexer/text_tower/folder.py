@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -109,7 +110,6 @@ def export(encoder: Encoder, folder: Path, remembered: Sequence[str] = ()) -> st
 
 def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]) -> dict[str, Any]:
     """Write and check the files; what there is to say of them."""
-    from safetensors.numpy import save
     from threadpoolctl import threadpool_limits
 
     from indexer.text_tower.parts import NoTower
@@ -135,8 +135,8 @@ def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]
             rows = tower.rows(remembered) if remembered else np.zeros((0, encoder.dim), np.float32)
     except (KeyError, ValueError, IndexError, TypeError) as exc:
         raise NoTower(f"NumPy cannot run it as it is ({type(exc).__name__}: {exc})") from exc
-    weights = parts.weights | {REMEMBERED: rows}
-    _put(folder / WEIGHTS, save({name: np.ascontiguousarray(one) for name, one in weights.items()}))
+    weights = {name: np.ascontiguousarray(one) for name, one in (parts.weights | {REMEMBERED: rows}).items()}
+    _put(folder / WEIGHTS, lambda fresh: _save(weights, fresh))
     files = (WEIGHTS, TOKENIZER) if parts.tokenizer is not None else (WEIGHTS,)
     about["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "blake2b": _digest(folder / name)} for name in files
@@ -250,13 +250,30 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _put(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole, or not at all."""
+def _save(weights: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write tensors, without a second copy of them in memory.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(weights), path)
+    except SafetensorError as exc:  # what it says of a full disk, too
+        raise OSError(errno.EIO, str(exc)) from exc
+
+
+def _put(path: Path, content: bytes | Callable[[Path], None]) -> None:
+    """Write a file so that after a crash it is there whole, or not at all; ``content`` may be what writes it."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        with fresh.open("wb") as file:
-            file.write(content)
-            file.flush()
+        if isinstance(content, bytes):
+            fresh.write_bytes(content)
+        else:
+            content(fresh)
+        with fresh.open("rb+") as file:
             os.fsync(file.fileno())
         fresh.replace(path)
     finally:
