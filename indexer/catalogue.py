@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from indexer import words
 from indexer.reader import (
     BUSY_SECONDS,
+    MOMENT,
     SCHEMA_VERSION,
     UNDER_CHUNK,
     Reader,
@@ -424,6 +425,7 @@ def _migrate(connection: Connection) -> None:
         if column.name not in there:
             declared = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
             connection.exec_driver_sql(f"ALTER TABLE items ADD COLUMN {declared}")
+    connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS assets_moment ON assets ({MOMENT})")
     older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
     connection.execute(sa.update(META).where(older).values(value=SCHEMA_VERSION))
 

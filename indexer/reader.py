@@ -31,6 +31,10 @@ _FIRST_WITH_PLACES = 3
 
 IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
+MOMENT = "coalesce(taken, mtime_ns / 1e9)"
+"""When a picture was taken, or else its file was changed; the writer makes an index of that."""
+FEW_ASSETS = 5000
+"""Up to so many assets that pass a filter, their items are looked up one by one; else all items are gone through."""
 UNDER_CHUNK = 100
 """Paths in one condition "at or below": SQLite allows expressions of depth 1,000."""
 BUSY_SECONDS = 30
@@ -237,22 +241,34 @@ class Reader:
         """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
         if where.is_open:
             return self._rows('SELECT "row" FROM items WHERE modality = ? ORDER BY "row"', (modality.value,))
-        query = 'SELECT i."row" FROM items AS i JOIN assets AS a ON a.id = i.asset_id WHERE i.modality = ?'
-        values: list[Any] = [modality.value]
+        tests: list[str] = []
+        values: list[Any] = []
         for sign, moment in ((">=", where.after), ("<", where.before)):
             if moment is not None:
-                query += f" AND coalesce(a.taken, a.mtime_ns / 1e9) {sign} ?"
+                tests.append(f"{MOMENT} {sign} ?")
                 values.append(moment)
         if where.kinds:
-            query += f" AND a.modality IN {_marks(where.kinds)}"
+            tests.append(f"a.modality IN {_marks(where.kinds)}")
             values += [kind.value for kind in where.kinds]
         if not where.under:
-            return self._rows(f'{query} ORDER BY i."row"', values)
-        rows: set[int] = set()
+            return np.sort(self._rows_of(modality, tests, values))
+        found = [np.zeros(0, np.int64)]
         for chunk in chunks(where.under, UNDER_CHUNK):
             below, paths = _below("a.path", chunk)
-            rows.update(self._column(f"{query} AND {below}", [*values, *paths]))
-        return np.array(sorted(rows), dtype=np.int64)
+            found.append(self._rows_of(modality, [*tests, below], [*values, *paths]))
+        return np.unique(np.concatenate(found))
+
+    def _rows_of(self, modality: Modality, tests: Sequence[str], values: Sequence[Any]) -> np.ndarray:
+        """Rows ``(R,)`` of the items of one modality whose assets pass ``tests``."""
+        of_assets = f"FROM assets AS a WHERE {' AND '.join(tests)}"
+        if any("path" in test or MOMENT in test for test in tests):  # which have an index
+            ids = self._column(f"SELECT a.id {of_assets} LIMIT ?", (*values, FEW_ASSETS + 1))
+            if len(ids) <= FEW_ASSETS:
+                query = 'SELECT "row" FROM items WHERE modality = ? AND asset_id IN '
+                few = [self._rows(query + _marks(chunk), (modality.value, *chunk)) for chunk in chunks(ids)]
+                return np.concatenate(few) if few else np.zeros(0, np.int64)
+        query = 'SELECT i."row" FROM items AS i JOIN assets AS a ON a.id = i.asset_id WHERE i.modality = ?'
+        return self._rows(f"{query} AND {' AND '.join(tests)}", (modality.value, *values))
 
     def _rows(self, query: str, values: Sequence[Any]) -> np.ndarray:
         return np.fromiter((row for (row,) in self._plain.execute(query, values)), dtype=np.int64)

@@ -193,12 +193,15 @@ def test_each_answer_comes_before_the_next_question(mini_index: Path) -> None:
     command = [sys.executable, "-m", "mmsearch", "shell", "--index", str(mini_index), "-k", "1", "--json"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
-        for question in ("a cat", "a dog"):
-            process.stdin.write(f"{question}\n")
-            process.stdin.flush()
-            assert json.loads(process.stdout.readline())["question"] == question
-        process.stdin.close()
-        assert process.wait(timeout=60) == 0
+        try:
+            for question in ("a cat", "a dog"):
+                process.stdin.write(f"{question}\n")
+                process.stdin.flush()
+                assert json.loads(process.stdout.readline())["question"] == question
+            process.stdin.close()
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
 
 
 def test_a_shell_prompts_and_ctrl_d_leaves_it(mini_index: Path) -> None:

@@ -59,7 +59,7 @@ def test_work_and_waiting_add_up_to_the_time_of_the_threads() -> None:
     meter = Meter(2)
     began = time.perf_counter()
     lasted: list[float] = []
-    both = threading.Barrier(2)
+    both = threading.Barrier(2, timeout=30)
 
     def two_pieces(pause: float) -> None:
         both.wait()

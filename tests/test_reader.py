@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from indexer import catalogue
+from indexer import reader as reader_module
 from indexer.catalogue import ASSETS, ITEMS, SKIPPED, Catalogue
 from indexer.errors import IndexDamaged, StorageError
 from indexer.reader import IN_CHUNK, ReadCatalogue, Reader
@@ -100,8 +103,13 @@ WHERE = [
 ]
 
 
+@pytest.mark.parametrize("few", [0, reader_module.FEW_ASSETS], ids=["many", "few"])
 @pytest.mark.parametrize("where", WHERE)
-def test_rows_that_pass_a_filter(reader: Reader, tables: dict[str, list[sa.Row]], where: Filter) -> None:
+def test_rows_that_pass_a_filter(
+    reader: Reader, tables: dict[str, list[sa.Row]], where: Filter, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many pass: few are looked up by their files, many by going through all."""
+    monkeypatch.setattr(reader_module, "FEW_ASSETS", few)
     assets = {row.id: row for row in tables["assets"]}
     for modality in Modality:
         expected = []
@@ -114,6 +122,37 @@ def test_rows_that_pass_a_filter(reader: Reader, tables: dict[str, list[sa.Row]]
             if item.modality == modality.value and passes:
                 expected.append(item.row)
         assert reader.rows(modality, where).tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("where", [Filter(under=("/a/b", "/x")), Filter(after=1e9), Filter(before=300.0)])
+def test_a_filter_looks_at_what_passes_and_at_nothing_else(reader: Reader, where: Filter) -> None:
+    """One file in ten thousand must not cost a walk through all of them: SQLite searches indexes and scans no table."""
+    asked: list[str] = []
+    reader._plain.set_trace_callback(asked.append)
+    reader.rows(Modality.IMAGE, where)
+    reader._plain.set_trace_callback(None)
+    plans = [row[3] for query in asked for row in reader._plain.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert plans and not any(plan.startswith("SCAN") for plan in plans), plans
+    assert any("assets_moment" in plan or "sqlite_autoindex_assets" in plan for plan in plans)
+
+
+def test_an_older_index_gets_the_index_of_dates(database: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.db"
+    shutil.copy(database, old)
+    with contextlib.closing(sqlite3.connect(old)) as connection:
+        connection.execute("DROP INDEX assets_moment")
+        connection.commit()
+    where = Filter(after=1e9)
+    found = []
+    for _ in range(2):
+        reading = ReadCatalogue(old)
+        with reading.read() as reader:
+            found.append(reader.rows(Modality.IMAGE, where).tolist())
+        reading.close()
+        Catalogue(old).close()
+    assert found[0] == found[1] and found[0]
+    with contextlib.closing(sqlite3.connect(old)) as connection:
+        assert connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'assets_moment'").fetchone()
 
 
 def test_items_with_their_files(reader: Reader, tables: dict[str, list[sa.Row]]) -> None:

@@ -261,19 +261,21 @@ def test_questions_from_several_threads_while_the_index_changes(library: mmsearc
         except BaseException as exc:
             errors.append(exc)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for turn in range(8):
-        for n in range(20):
-            other = paint(f"other/{turn}-{n}.png", (0, 12 * n, 31 * turn)).parent
-        library.index(other)
-        library.remove(other)
-        library.compact()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    try:
+        for turn in range(8):
+            for n in range(20):
+                other = paint(f"other/{turn}-{n}.png", (0, 12 * n, 31 * turn)).parent
+            library.index(other)
+            library.remove(other)
+            library.compact()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=60)
+    assert errors == [] and not any(thread.is_alive() for thread in threads)
 
 
 # -- models ------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ from test_trainable_models import (
 )
 
 from indexer.encoders import Encoder, PlacedEncoder, has_patches
+from indexer.encoders.huggingface import HuggingFaceEncoder
 from indexer.encoders.load import load_encoder
+from indexer.encoders.precision import BFLOAT16, FEW, Verdict
 from indexer.errors import ModelError
 from indexer.text_tower.encoder import BESIDE_TORCH, ExportedEncoder
 from indexer.text_tower.folder import DESCRIPTION, WEIGHTS, Tower, describe, export, read, verify, wanted
@@ -125,6 +127,21 @@ class TestTowers:
         assert rows == pytest.approx(tower.rows(TEXTS), abs=1e-6)
         for found, expected in zip(states, encoder.encode_text_states(TEXTS)[1], strict=True):
             assert found == pytest.approx(expected, abs=1e-4)
+
+    def test_pictures_of_transformers_models_may_be_computed_in_bfloat16(self, exported: tuple[Encoder, Path, Tower]):
+        encoder = exported[0]
+        if not isinstance(encoder, HuggingFaceEncoder):
+            return
+        side = encoder.image_size
+        batch = np.random.default_rng(0).normal(size=(12, 3, side, side)).astype(np.float32)
+        exact, verdict = encoder.encode_prepared(batch[:FEW]), encoder.precision._verdict
+        encoder.precision._verdict = Verdict(BFLOAT16, "asked for")
+        try:
+            found = encoder.encode_prepared(batch)[:FEW]
+        finally:
+            encoder.precision._verdict = verdict
+        assert not np.array_equal(found, exact) and cosines(found, exact).min() > 0.999
+        assert encoder.encode_prepared(batch[:1]) == pytest.approx(exact[:1], abs=1e-5)  # as few as that: float32
 
     def test_the_encoder_is_what_it_was(self, exported: tuple[Encoder, Path, Tower]):
         encoder, _, tower = exported

@@ -289,9 +289,13 @@ class TestDual:
 
         processes = [start("two", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
         processes.append(start("one"))
-        for process in processes:
-            _, said = process.communicate(timeout=250)
-            assert process.returncode == 0, said
+        try:
+            for process in processes:
+                _, said = process.communicate(timeout=250)
+                assert process.returncode == 0, said
+        finally:
+            for process in processes:
+                process.kill()
         one, two = (events(tmp_path / name) for name in ("one", "two"))
         assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], abs=1e-4)
         states = [load_state(tmp_path / name / "checkpoints" / "last.safetensors")["model"] for name in ("one", "two")]

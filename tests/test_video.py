@@ -373,15 +373,18 @@ def test_a_kill_in_the_middle_of_a_video_loses_nothing(folder: Path, tmp_path: P
                 break
             time.sleep(0.005)
         child.kill()
-        child.communicate()
+        child.communicate(timeout=60)
     held = clips_in(index)
     assert held > 0
     with mmsearch.open(index, model=ColourEncoder()) as library:
         assert library.verify().sound
         assert clips_in(index) >= held
     for place in (index, tmp_path / "undisturbed"):
-        with start(folder, place) as child:
-            assert child.communicate()[0].splitlines()[-1] == "done"
+        child = start(folder, place)
+        try:
+            assert child.communicate(timeout=200)[0].splitlines()[-1] == "done"
+        finally:
+            child.kill()
     with mmsearch.open(index, model=ColourEncoder()) as library:
         assert library.verify().sound
         made = stored(library)

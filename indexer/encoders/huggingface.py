@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.encoders import precision
 from indexer.encoders.openclip import as_model_error, digest, quiet, require_reachable
+from indexer.encoders.precision import Precision
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
 
@@ -82,7 +84,9 @@ class Pair:
 
 
 class HuggingFaceEncoder:
-    """A transformers model with two towers behind the ``Encoder`` protocol, in float32, with its own preprocessing.
+    """A transformers model with two towers behind the ``Encoder`` protocol, with its own preprocessing.
+
+    It computes in float32; pictures in bfloat16 where ``indexer.encoders.precision`` finds that as good.
 
     ==================  ================================================================================
     ``hf:owner/name``   a repository of the Hugging Face hub with ``config.json`` and ``*.safetensors``
@@ -114,6 +118,13 @@ class HuggingFaceEncoder:
         """None: the scale of this model's cosines is not known in advance."""
         self.dim: int = self._text_features(["a"]).shape[1]
         self.fingerprint: str = digest(self._model, setting(self._pair))
+        self.precision = Precision(
+            self._model,
+            self._device,
+            self.fingerprint,
+            lambda: self.encode_texts(precision.QUESTIONS),
+            [name for name in ("vision_model", "visual_projection") if hasattr(self._model, name)],
+        )
 
     def prepare(self, image: Image) -> np.ndarray:
         """One RGB picture through the model's own image processor: float32 ``(3, H, W)``."""
@@ -121,14 +132,10 @@ class HuggingFaceEncoder:
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
         """Prepared pictures ``(B, 3, H, W)`` to float32 unit rows ``(B, D)``."""
-        import torch
-
         if not len(batch):
             return np.zeros((0, self.dim), np.float32)
-        pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
-        with torch.inference_mode():
-            features = _pooled(self._model.get_image_features(pixel_values=pixels))
-        return unit_rows(features.float().cpu().numpy(), "image")
+        (features,) = self.precision.run(batch, _features)
+        return unit_rows(features, "image")
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
         """RGB pictures to float32 unit rows ``(B, D)``."""
@@ -165,6 +172,11 @@ class HuggingFaceEncoder:
             out = self._model.get_text_features(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
         features: np.ndarray = _pooled(out).float().cpu().numpy()
         return features
+
+
+def _features(model: Any, pixels: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """Prepared pictures ``(B, 3, H, W)`` to vectors ``(B, D)``, not normalised."""
+    return (_pooled(model.get_image_features(pixel_values=pixels)).float().cpu().numpy(),)
 
 
 def is_pair_folder(folder: Path) -> bool:

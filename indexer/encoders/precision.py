@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -89,13 +89,22 @@ class Precision:
     """One model in the precision that is fastest here and finds the same. Thread-safe.
 
     Args:
-        model: computes in float32; has its image tower as ``visual``.
+        model: computes in float32.
         fingerprint: of its weights.
         questions: gives the vectors ``(Q, D)`` of ``QUESTIONS``; asked once at most.
+        towers: what the modules of the model are called that pictures go through, the image tower first.
     """
 
-    def __init__(self, model: Any, device: torch.device, fingerprint: str, questions: Callable[[], np.ndarray]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        fingerprint: str,
+        questions: Callable[[], np.ndarray],
+        towers: Sequence[str] = ("visual",),
+    ) -> None:
         self._model = model
+        self._towers = {name: getattr(model, name) for name in towers}
         self._device = device
         self._questions = questions
         self._light: dict[str, Any] = {}
@@ -163,30 +172,31 @@ class Precision:
             from indexer.encoders.integers import observe
 
             try:
-                self._ranges, exact = observe(self._model.visual, lambda: compute(self._model, pixels))
+                self._ranges, exact = observe(next(iter(self._towers.values())), lambda: compute(self._model, pixels))
             except ValueError as exc:  # a tower of a kind that is not known
                 self._failed[INT8] = f"the model cannot be had in int8 ({exc})"
                 return None
             return exact
 
     def _converted(self, kind: str) -> Any:
-        """The model with an image tower of such weights, which shares everything else."""
+        """The model with towers of such weights, which shares everything else."""
         import torch
 
         with self._lock:
             if kind not in self._light:
-                light = copy.copy(self._model)
-                visual = self._model.visual
+                towers = dict(self._towers)
+                first = next(iter(towers))
                 if kind == INT8:
                     from indexer.encoders.integers import in_integers
 
                     # A copy that shares all weights: those that are rounded are other tensors, the rest stays as it is.
-                    visual = copy.deepcopy(visual, {id(one): one for one in visual.parameters()})
+                    shared = copy.deepcopy(towers[first], {id(one): one for one in towers[first].parameters()})
                     halves = torch.bfloat16 if instructions(BFLOAT16) else torch.float32
-                    visual = in_integers(visual, self._ranges or {}, halves)
+                    towers[first] = in_integers(shared, self._ranges or {}, halves)
                 else:
-                    visual = copy.deepcopy(visual).to(torch.bfloat16)
-                light._modules = {**self._model._modules, "visual": visual}
+                    towers = {name: copy.deepcopy(one).to(torch.bfloat16) for name, one in towers.items()}
+                light = copy.copy(self._model)
+                light._modules = {**self._model._modules, **towers}
                 self._light[kind] = light
             return self._light[kind]
 
