@@ -67,6 +67,16 @@ def place(rows: int, dim: int, free: Sequence[int]) -> Placement | None:
     return None
 
 
+def placements(rows: int, dim: int, free: Sequence[int]) -> list[Placement]:
+    """What to try, in turn: where they go by ``place``, and, as memory may be less than it was said to be, shards on
+    all GPUs in place of replicas."""
+    first = place(rows, dim, free)
+    if first is None:
+        return []
+    everywhere = Placement(tuple(range(len(free))), shards=True)
+    return [first] if first.shards or len(free) == 1 else [first, everywhere]
+
+
 class Rows(Protocol):
     """What is known of a file of vectors here."""
 
@@ -210,26 +220,25 @@ def load(file: Rows, dead: np.ndarray, numbers: Sequence[int] | None = None) -> 
     except (ImportError, AttributeError, RuntimeError):
         return None
     names = np.setdiff1d(np.arange(file.rows), dead, assume_unique=True)
-    where = place(len(names), file.dim, _free_memory(there))
-    if where is None or not len(names):
-        return None
     options = faiss.GpuMultipleClonerOptions()
     options.useFloat16 = True
-    # A copy on all of them, or a part on each: those of FAISS itself cannot be filled block by block.
-    devices = [there[i] for i in where.devices]
-    groups = [[i] for i in devices] if where.shards else [devices]
-    parts = []
-    try:
-        for group, part in zip(groups, np.array_split(names, len(groups)), strict=True):
-            index = faiss.index_cpu_to_gpu_multiple_py(
-                [resources[i] for i in group], faiss.IndexFlatIP(file.dim), options, group
-            )
-            for block in _blocks(part):
-                index.add(file.fetch(block))
-            parts.append((index, part))
-    except RuntimeError:  # out of memory after all: somebody else took it
-        return None
-    return HalfScan(parts, file.rows)
+    for where in placements(len(names), file.dim, _free_memory(there)) if len(names) else ():
+        # A copy on all of them, or a part on each: those of FAISS itself cannot be filled block by block.
+        devices = [there[i] for i in where.devices]
+        groups = [[i] for i in devices] if where.shards else [devices]
+        parts = []
+        try:
+            for group, part in zip(groups, np.array_split(names, len(groups)), strict=True):
+                index = faiss.index_cpu_to_gpu_multiple_py(
+                    [resources[i] for i in group], faiss.IndexFlatIP(file.dim), options, group
+                )
+                for block in _blocks(part):
+                    index.add(file.fetch(block))
+                parts.append((index, part))
+        except RuntimeError:  # out of memory after all: there never was so much, or somebody else took it
+            continue
+        return HalfScan(parts, file.rows)
+    return None
 
 
 def _gpus(numbers: Sequence[int] | None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,3 +64,18 @@ def test_an_enlarged_picture_keeps_its_looks_and_has_noise(tmp_path: Path, monke
     assert pixels.shape == (300, 400, 3)
     assert np.allclose(pixels.mean((0, 1)), (90, 120, 150), atol=1.2)  # JPEG rounds
     assert pixels.mean(2).std() == pytest.approx(indexing.NOISE, abs=0.7)
+
+
+def test_the_search_benchmark_runs_and_filters_are_exact(tmp_path: Path) -> None:
+    """On so few vectors that everything is scanned, recall is 1 also where few rows are allowed."""
+    command = [sys.executable, str(BENCHMARKS / "search.py"), "--rows", "3000", "--dim", "32", "--rounds", "1"]
+    run = subprocess.run(
+        [*command, "--shape", "clustered", "--without", "hnsw", "usearch"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    rows = [line.split(" | ") for line in run.stdout.splitlines() if line.startswith("| ours")]
+    assert [row[0] for row in rows][1:4] == [f"| ours, {n:,} rows allowed" for n in (100, 30, 1500)]
+    assert {row[3] for row in rows} == {"1.000"}

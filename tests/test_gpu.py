@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indexer import gpu
-from indexer.gpu import GpuSearch, HalfScan, Placement, place
+from indexer.gpu import GpuSearch, HalfScan, Placement, place, placements
 from indexer.vectors import VectorFile
 
 GB = 1 << 30
@@ -32,6 +32,83 @@ GB = 1 << 30
 def test_where_a_gigabyte_goes(free: list[int], expected: Placement | None) -> None:
     """1,000,000 × 512 as float16 are 1.02 GB (0.95 of 2^30), and 2^30 bytes of every GPU are left to FAISS."""
     assert place(1_000_000, 512, free) == expected
+
+
+def test_shards_follow_replicas_that_did_not_fit_after_all() -> None:
+    assert placements(1_000_000, 512, [8 * GB] * 2) == [Placement((0, 1), False), Placement((0, 1), True)]
+    assert placements(1_000_000, 512, [8 * GB, GB]) == [Placement((0,), False), Placement((0, 1), True)]
+    assert placements(1_000_000, 512, [int(1.5 * GB)] * 2) == [Placement((0, 1), True)]
+    assert placements(1_000_000, 512, [8 * GB]) == [Placement((0,), False)]
+    assert placements(1_000_000, 512, [GB]) == placements(1_000_000, 512, []) == []
+
+
+class Gpus:
+    """A FAISS with two GPUs, each of which holds so many rows, in an index of float16 on the CPU."""
+
+    StandardGpuResources = object
+
+    class GpuMultipleClonerOptions:
+        useFloat16 = False
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.groups: list[tuple[list[int], int]] = []
+        self.IndexFlatIP = faiss.IndexFlatIP
+
+    def get_num_gpus(self) -> int:
+        return 2
+
+    def index_cpu_to_gpu_multiple_py(
+        self, resources: list[object], index: faiss.Index, options: object, gpus: list[int]
+    ):
+        assert options.useFloat16 and len(resources) == len(gpus)  # type: ignore[attr-defined]
+        made = half(np.eye(index.d, dtype=np.float32))
+        made.reset()
+        return Filling(made, self, gpus)
+
+
+class Filling:
+    """An index that has no room for more than its GPU has."""
+
+    def __init__(self, index: faiss.Index, faiss_: Gpus, gpus: list[int]) -> None:
+        self.index, self.faiss, self.gpus = index, faiss_, gpus
+        self.search = index.search
+
+    def add(self, rows: np.ndarray) -> None:
+        self.index.add(rows)
+        self.faiss.groups.append((self.gpus, self.index.ntotal))
+        if self.index.ntotal > self.faiss.rows:
+            raise RuntimeError("Error in void* allocMemory: cudaMalloc error out of memory")
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups"),
+    [
+        (600, [([0, 1], 598)]),
+        (300, [([0, 1], 598), ([0], 299), ([1], 299)]),
+        (200, [([0, 1], 598), ([0], 299)]),
+    ],
+)
+def test_vectors_that_do_not_fit_on_each_gpu_are_shared_out(
+    rows: int, groups: list[tuple[list[int], int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 600 rows two are gone. Where there is no room for half of them either, the CPU answers."""
+    gpus = Gpus(rows)
+    monkeypatch.setattr(gpu, "import_faiss", lambda: gpus)
+    monkeypatch.setattr(gpu, "_free_memory", lambda there: [1 << 62] * len(there))
+    rng = np.random.default_rng(0)
+    file = VectorFile(tmp_path / "v", 16, 0, write=True)
+    vectors = unit(rng, 600)
+    file.add(vectors)
+    dead = np.array([5, 9])
+    found = gpu.load(file, dead)
+    assert gpus.groups == groups
+    if rows == 200:
+        assert found is None
+        return
+    assert found is not None and found.names.tolist() == [i for i in range(600) if i not in dead]
+    candidates = found.candidates(vectors[3], 1, dead)
+    assert candidates is not None and 3 in candidates
 
 
 def unit(rng: np.random.Generator, count: int, dim: int = 16) -> np.ndarray:
