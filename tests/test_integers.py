@@ -14,7 +14,7 @@ open_clip = pytest.importorskip("open_clip")
 from torch import nn  # noqa: E402
 
 from indexer.encoders import integers  # noqa: E402
-from indexer.encoders.integers import IntegerBlock, IntegerPatches, Product, in_integers, observe  # noqa: E402
+from indexer.encoders.integers import IntegerBlock, IntegerPatches, PooledTower, Product, in_integers, observe  # noqa: E402
 from indexer.encoders.precision import INT8, kinds  # noqa: E402
 
 pytestmark = pytest.mark.skipif(INT8 not in kinds(), reason="this chip, or this torch, has no products of bytes")
@@ -64,13 +64,27 @@ def test_a_tower_says_the_same(architecture: str) -> None:
     ranges, _ = observe(tower, lambda: tower(pixels(tower)))
     light = in_integers(copy.deepcopy(tower), ranges)
     blocks = [one for one in light.modules() if isinstance(one, IntegerBlock)]
-    assert len(ranges) == 4 * len(blocks) + 1 and len(blocks) > 9
+    pooled = isinstance(light, PooledTower)  # has the last block twice
+    assert pooled is ("SigLIP" not in architecture)
+    assert len(ranges) == 4 * (len(blocks) - pooled) + 1 and len(blocks) > 9
     assert not any(isinstance(one, IntegerBlock) for one in tower.modules())  # a copy was changed
     given = pixels(tower)
     with torch.inference_mode():
         wanted, found = tower(given), light(given)
         assert torch.nn.functional.cosine_similarity(wanted, found).min() > 0.998
         assert torch.nn.functional.cosine_similarity(light(given[:1]), found[:1]).item() > 0.99999
+
+
+def test_a_tower_that_is_pooled_at_its_first_token_need_not_know_the_others() -> None:
+    """The last block alone is shortened: what it gives is the first token of what it gives for all."""
+    tower = seeded("ViT-B-32")
+    given = pixels(tower)
+    with torch.inference_mode():
+        ranges, _ = observe(tower, lambda: tower(given))
+        light = in_integers(copy.deepcopy(tower), ranges, torch.float32)
+        assert isinstance(light, PooledTower)
+        short, whole = light(given), light._whole(given)
+    assert short.shape == whole.shape and torch.nn.functional.cosine_similarity(short, whole).min() > 0.9999
 
 
 def test_patches_are_those_that_the_tokens_of_a_reranker_are_made_of() -> None:

@@ -13,6 +13,7 @@ Between the products everything stays in float32; attention is computed in bfloa
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 import open_clip.transformer
 import torch
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from timm.layers import Attention, Mlp, activations
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -124,6 +125,7 @@ class IntegerBlock(nn.Module):
         self._up = Product(gain * parts.up[0], gain * parts.up[1], ranges[UP])
         self._down = Product(parts.down[0] / gain, parts.down[1], gain * ranges[DOWN])
         self._inverse = 1 / self._down.divisor
+        self._wanted: int | None = None  # all tokens
         self._norms = [
             (norm.weight.detach() / product.divisor, norm.bias.detach() / product.divisor, norm.eps)
             for norm, product in zip(parts.norms, (self._qkv, self._up), strict=True)
@@ -137,20 +139,26 @@ class IntegerBlock(nn.Module):
         """
         if attn_mask is not None:
             raise ValueError("an attention with a mask is not known in whole numbers")
-        batch, length, width = x.shape
-        rows = x.reshape(batch * length, width)
-        rows = rows + self._attend(self._normed(rows, 0), batch, length)
+        wanted = x[:, : self._wanted]  # (B, R, W)
+        rows = wanted.flatten(0, 1) + self._attend(x)
         for part in rows.split(ROWS):
             hidden = self._up(self._normed(part, 1), torch.float32, self._post_op, self._how)
             part += self._down(_whole(hidden.mul_(self._inverse)))
-        return rows.view(batch, length, width)
+        return rows.view(wanted.shape)
 
-    def _attend(self, rows: Tensor, batch: int, length: int) -> Tensor:
-        """What attention adds to ``(B * L, W)``."""
-        parts = self._qkv(rows, self._attention).view(batch, length, 3, self._heads, -1)
-        q, k, v = parts.permute(2, 0, 3, 1, 4)  # (B, heads, L, W / heads)
-        seen = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2)
-        return cast(Tensor, self._out(_whole(seen.reshape(len(rows), -1).float())))
+    def of_first(self) -> IntegerBlock:
+        """The same block, which gives only the first token, ``(B, 1, W)``; weights are shared."""
+        block = copy.copy(self)
+        block._wanted = 1
+        return block
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """What attention adds to the wanted tokens of ``x`` ``(B, L, W)``: ``(B * R, W)``."""
+        batch, length, width = x.shape
+        parts = self._qkv(self._normed(x.reshape(-1, width), 0), self._attention)
+        q, k, v = parts.view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, L, W / heads)
+        seen = F.scaled_dot_product_attention(q[:, :, : self._wanted], k, v, scale=1.0).transpose(1, 2)
+        return cast(Tensor, self._out(_whole(seen.reshape(-1, width).float())))
 
     def _normed(self, rows: Tensor, number: int) -> Tensor:
         weight, bias, eps = self._norms[number]
@@ -183,6 +191,29 @@ class IntegerPatches(nn.Module):
 def _whole(numbers: Tensor) -> Tensor:
     """float32 to the nearest int8, in place of what they were."""
     return numbers.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+
+
+class PooledTower(nn.Module):
+    """An image tower of open_clip whose vector is made of the first token alone, of which alone the last block is asked
+    then: it has no other reader, and for all tokens it is one block of twelve."""
+
+    def __init__(self, whole: VisionTransformer) -> None:
+        super().__init__()
+        self._whole = whole
+        blocks = whole.transformer.resblocks
+        transformer, pooled = copy.copy(whole.transformer), copy.copy(whole)
+        transformer._modules = dict(whole.transformer._modules)
+        transformer.resblocks = nn.ModuleList([*blocks[:-1], cast(IntegerBlock, blocks[-1]).of_first()])
+        pooled._modules = {**whole._modules, "transformer": transformer}
+        self._pooled = pooled
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to ``(B, D)``."""
+        return cast(Tensor, self._pooled(pixels))
+
+    def forward_intermediates(self, *given: Any, **settings: Any) -> Any:
+        """As that of open_clip's tower: of all tokens."""
+        return self._whole.forward_intermediates(*given, **settings)
 
 
 def _cut(pixels: Tensor, side: tuple[int, int]) -> Tensor:
@@ -228,6 +259,8 @@ def observe(tower: nn.Module, run: Callable[[], T]) -> tuple[dict[str, Tensor], 
 def in_integers(tower: nn.Module, ranges: Ranges, attention: torch.dtype = torch.bfloat16) -> nn.Module:
     """Replace the blocks of an image tower, of timm or open_clip, and what cuts the picture into patches, in place.
 
+    What it returns is used as the tower was.
+
     Raises:
         ValueError: the tower has no blocks that are known.
         KeyError: ``ranges`` are those of another tower.
@@ -240,6 +273,8 @@ def in_integers(tower: nn.Module, ranges: Ranges, attention: torch.dtype = torch
             of_block = {product: ranges[f"{name}.{product}"] for product in (QKV, OUT, UP, DOWN)}
             replaced = IntegerBlock(module, of_block, attention)
         setattr(tower.get_submodule(above), own, replaced)
+    if type(tower) is VisionTransformer and tower.pool_type == "tok" and not tower.output_tokens:
+        return PooledTower(tower)
     return tower
 
 
