@@ -217,10 +217,10 @@ def load(file: Rows, dead: np.ndarray, numbers: Sequence[int] | None = None) -> 
         faiss = import_faiss()
         there = _gpus(numbers)
         resources = {i: faiss.StandardGpuResources() for i in there}
+        options = faiss.GpuMultipleClonerOptions()
     except (ImportError, AttributeError, RuntimeError):
         return None
     names = np.setdiff1d(np.arange(file.rows), dead, assume_unique=True)
-    options = faiss.GpuMultipleClonerOptions()
     options.useFloat16 = True
     for where in placements(len(names), file.dim, _free_memory(there)) if len(names) else ():
         # A copy on all of them, or a part on each: those of FAISS itself cannot be filled block by block.

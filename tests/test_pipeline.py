@@ -99,9 +99,9 @@ def test_same_size_and_a_change_in_the_middle_is_a_change(library: mmsearch.Libr
     """Two bitmaps of 2 MB, equal in size and at both ends, are two pictures."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    image = Image.new("RGB", (800, 800), RED)
+    image = Image.new("RGB", (792, 792), RED)  # which is shrunk by 33
     image.save(folder / "a.bmp")
-    image.paste(GREEN, (0, 400, 800, 500))
+    image.paste(GREEN, (0, 396, 792, 495))
     image.save(folder / "b.bmp")
     data = [(folder / name).read_bytes() for name in ("a.bmp", "b.bmp")]
     assert len(data[0]) == len(data[1]) and data[0][:700_000] == data[1][:700_000]
