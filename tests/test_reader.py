@@ -134,6 +134,7 @@ def test_a_filter_looks_at_what_passes_and_at_nothing_else(reader: Reader, where
     plans = [row[3] for query in asked for row in reader._plain.execute(f"EXPLAIN QUERY PLAN {query}")]
     assert plans and not any(plan.startswith("SCAN") for plan in plans), plans
     assert any("assets_moment" in plan or "sqlite_autoindex_assets" in plan for plan in plans)
+    assert all("asset_id=?" in plan for plan in plans if "items" in plan), plans
 
 
 def test_an_older_index_gets_the_index_of_dates(database: Path, tmp_path: Path) -> None:
