@@ -251,17 +251,18 @@ class Reader:
             tests.append(f"a.modality IN {_marks(where.kinds)}")
             values += [kind.value for kind in where.kinds]
         if not where.under:
-            return np.sort(self._rows_of(modality, tests, values))
+            dated = where.after is not None or where.before is not None
+            return np.sort(self._rows_of(modality, tests, values, indexed=dated))
         found = [np.zeros(0, np.int64)]
         for chunk in chunks(where.under, UNDER_CHUNK):
             below, paths = _below("a.path", chunk)
-            found.append(self._rows_of(modality, [*tests, below], [*values, *paths]))
+            found.append(self._rows_of(modality, [*tests, below], [*values, *paths], indexed=True))
         return np.unique(np.concatenate(found))
 
-    def _rows_of(self, modality: Modality, tests: Sequence[str], values: Sequence[Any]) -> np.ndarray:
-        """Rows ``(R,)`` of the items of one modality whose assets pass ``tests``."""
+    def _rows_of(self, modality: Modality, tests: Sequence[str], values: Sequence[Any], *, indexed: bool) -> np.ndarray:
+        """Rows ``(R,)`` of the items of one modality whose assets pass ``tests``; ``indexed`` if one has an index."""
         of_assets = f"FROM assets AS a WHERE {' AND '.join(tests)}"
-        if any("path" in test or MOMENT in test for test in tests):  # which have an index
+        if indexed:
             ids = self._column(f"SELECT a.id {of_assets} LIMIT ?", (*values, FEW_ASSETS + 1))
             if len(ids) <= FEW_ASSETS:
                 # The plus keeps SQLite from going through all items of the modality by the index that begins with it.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -191,7 +192,7 @@ class NumpyTower:
         q, k, v = (part.reshape(len(part), heads, wide // heads).transpose(1, 0, 2) for part in (q, k, v))
         scores = q @ k.transpose(0, 2, 1)  # (heads, R, L)
         if self.plan.causal:
-            mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+            mask = _causal(length)
             scores = scores + (mask if rows is None else mask[rows])
         return (softmax(scores) @ v).transpose(1, 0, 2).reshape(q.shape[1], wide)
 
@@ -207,3 +208,9 @@ class NumpyTower:
             if f"head.{n}.bias" in self._weights:
                 x = x + self._weights[f"head.{n}.bias"]
         return x
+
+
+@lru_cache(maxsize=128)
+def _causal(length: int) -> np.ndarray:
+    """``(L, L)``, by which no token sees those after it; every layer asks for the same."""
+    return np.triu(np.full((length, length), -np.inf, np.float32), 1)
