@@ -1,8 +1,8 @@
 """Making the lists of an index: which of its vector files need them, choosing centroids, filling, measuring recall.
 
 None while a file is small (a scan is quick, and exact); one list of bytes where a scan of bytes is (still exact); then
-a number of lists that grows with the root of the number of vectors. Lists are made under the lock of the writer, beside
-the ones in use, and put in their place by one rename: whoever is asking keeps what it has.
+a number of lists that grows with the root of the number of vectors. Lists are made beside the ones in use, and put in
+their place by one rename, under the lock of the writer: whoever is asking keeps what it has.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from indexer.lists import (
     read_recall,
     write_header,
     write_recall,
+    zeroed,
 )
 from indexer.recall import DEPTHS, Curve, exact_curve, measure, places
 from indexer.types import Modality
@@ -72,6 +73,16 @@ class Point:
     recall: float
     milliseconds: float
     chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Lists that are complete and not in use; ``dead`` are the rows that were not alive when they were begun."""
+
+    modality: Modality
+    path: Path
+    header: Header
+    dead: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +140,19 @@ def derive(
     """
     with index.snapshot() as snapshot:
         other = recall is not None and recall != read_recall(index.folder)
-        if not other and all(_next(index.folder, snapshot, m)[0] == "keep" for m in snapshot.vectors):
+        if not other and all(next_of(index.folder, snapshot, m)[0] == "keep" for m in snapshot.vectors):
             return False
     with index.writing() as writer, index.snapshot() as snapshot:
         try:
             if recall is not None and other:
                 write_recall(index.folder, recall)
             for m in snapshot.vectors:
-                step, lists = _next(index.folder, snapshot, m)
+                step, lists = next_of(index.folder, snapshot, m)
                 if step == "drop":
                     discard(index.folder, m, snapshot.state.generation)
                 elif step != "keep":
-                    _make(index.folder, snapshot, m, lists if step == "extend" else None, questions, say)
+                    old = lists if step == "extend" else None
+                    publish(index.folder, make(index.folder, snapshot, m, old, questions, say), snapshot)
         except OSError as exc:
             raise StorageError(f"cannot write the search lists of {index.folder}: {exc.strerror}") from exc
         writer.announce()
@@ -191,25 +203,28 @@ def _median_ms(ask: Callable[[np.ndarray], object], questions: np.ndarray) -> fl
     return float(np.median(times)) * 1e3
 
 
-def _next(folder: Path, snapshot: Snapshot, modality: Modality) -> tuple[str, Lists | None]:
+def next_of(folder: Path, snapshot: Snapshot, modality: Modality) -> tuple[str, Lists | None]:
+    """The step that the lists of one modality need, as ``next_step`` says it, and those in use."""
     file = snapshot.vectors[modality]
     lists = open_lists(folder, modality, snapshot.state.generation, file.dim)
     alive = file.rows - len(snapshot.dead[modality])
     return next_step(file.rows, alive, file.dim, lists.header if lists else None), lists
 
 
-def _make(
+def make(
     folder: Path,
     snapshot: Snapshot,
     modality: Modality,
     old: Lists | None,
     questions: Callable[[], np.ndarray] | None,
     say: Say,
-) -> None:
-    """Make the lists of one modality, or add the newer rows to ``old`` ones, and put them in their place.
+) -> Made:
+    """Make the lists of one modality, or add the newer rows to ``old`` ones; nobody uses them before ``publish``.
+
+    The index may change meanwhile: nothing is read of ``snapshot`` but the files, which may be mapped after its end.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: they cannot be written, or a vector file is gone because another generation took its place.
     """
     file, dead, generation = snapshot.vectors[modality], snapshot.dead[modality], snapshot.state.generation
     alive = np.ones(file.rows, dtype=bool)
@@ -240,12 +255,32 @@ def _make(
     else:
         curve, measured = _measure(snapshot, modality, lists, questions), file.rows
     header = replace(header, probes=curve.probes, recalls=curve.recalls, errors=curve.errors, measured=measured)
+    return Made(modality, path, header, dead)
+
+
+def publish(folder: Path, made: Made, snapshot: Snapshot) -> bool:
+    """Put lists in the place of those in use, under the lock of the writer; whether they are of this generation still.
+
+    What was removed since they were begun is overwritten first.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    header = made.header
+    if header.generation != snapshot.state.generation:
+        made.path.unlink(missing_ok=True)
+        return False
+    since = np.setdiff1d(snapshot.dead[made.modality], made.dead, assume_unique=True)
+    if len(since):
+        header = zeroed(Lists(made.path, header, np.memmap(made.path, np.uint8, mode="r+")), since)
+    target = header_path(folder, made.modality, header.generation)
     before = None
     with suppress(OSError, ValueError, KeyError, TypeError):
         before = read_header(target).file
     write_header(target, header)
-    if before is not None and before != path.name:
+    if before is not None and before != made.path.name:
         target.with_name(before).unlink(missing_ok=True)
+    return True
 
 
 def _serial(target: Path) -> int:

@@ -379,20 +379,31 @@ def erase(folder: Path, modality: Modality, generation: int, dim: int, rows: np.
     if lists is None:
         discard(folder, modality, generation)
         return
+    try:
+        header = zeroed(lists, rows)
+        if header is not lists.header:
+            write_header(path, header)
+    except OSError:
+        discard(folder, modality, generation)
+
+
+def zeroed(lists: Lists, rows: np.ndarray) -> Header:
+    """Overwrite the codes of these rows ``(R,)`` in writable lists with zeros; the header that fits, if others do.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     owners = lists.owners()
     rows = rows[rows < lists.rows]
     rows = rows[owners[rows] >= 0]
     if not len(rows):
-        return
+        return lists.header
     checksums = list(lists.header.checksums)
-    try:
-        for number in np.unique(owners[rows]).tolist():
-            lists.codes(number)[np.isin(lists.ids(number), rows)] = 0
-            checksums[number] = lists.checksum(number)
-        lists._data.flush()  # type: ignore[attr-defined]  # a memmap
-        write_header(path, _changed(lists.header, checksums=tuple(checksums)))
-    except OSError:
-        discard(folder, modality, generation)
+    for number in np.unique(owners[rows]).tolist():
+        lists.codes(number)[np.isin(lists.ids(number), rows)] = 0
+        checksums[number] = lists.checksum(number)
+    lists._data.flush()  # type: ignore[attr-defined]  # a memmap
+    return _changed(lists.header, checksums=tuple(checksums))
 
 
 def discard(folder: Path, modality: Modality, generation: int) -> None:

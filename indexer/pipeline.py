@@ -45,6 +45,8 @@ from indexer.writer import IndexWriter
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from indexer.background_lists import BackgroundLists
+
 MAX_TEXT_BYTES = 20_000_000
 """A text file above this is skipped unless asked for: 20 MB are some 40,000 passages."""
 
@@ -74,6 +76,7 @@ def update(
     compressor: Compressor | None = None,
     ocr: Ocr | None = None,
     devices: Sequence[str] = (),
+    lists: BackgroundLists | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> UpdateReport:
@@ -93,6 +96,7 @@ def update(
     With ``ocr`` the text in pictures and on scanned pages of PDFs is read too, also of those files that are in the
     index and of which it was never read. Without it, what was read stays.
     With several ``devices`` a process for each embeds the pictures, if there are many, with the encoder of that name.
+    ``lists`` makes search lists meanwhile.
     ``say`` is told when batches are made smaller, for want of memory.
 
     Raises:
@@ -104,7 +108,7 @@ def update(
     """
     started = time.monotonic()
     with index.writing() as writer:
-        run = _Run(writer, encoder, max_text_bytes, fps, ocr, progress, say)
+        run = _Run(writer, encoder, max_text_bytes, fps, ocr, lists, progress, say)
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
         if run.todo:
             check_same_model(index, encoder)
@@ -115,6 +119,8 @@ def update(
                 devices = ()
             run.read_and_store(_pool(encoder, taken, devices, say))
         run.purge()
+        if lists is not None:
+            lists.finish(writer)
         return run.report(time.monotonic() - started)
 
 
@@ -192,10 +198,12 @@ class _Run:
         max_text_bytes: int,
         fps: float,
         ocr: Ocr | None,
+        lists: BackgroundLists | None,
         progress: Callable[[Progress], None],
         say: Callable[[str], None],
     ) -> None:
         self.writer = writer
+        self._lists = lists
         self.encoder = encoder
         self.encode_texts: Fitting[np.ndarray] = Fitting(encoder.encode_texts, "texts", say)
         self.max_text_bytes = max_text_bytes
@@ -280,6 +288,8 @@ class _Run:
             self._streams = Streams(self, self._lanes, self._fps)
             for read in reads:
                 self._store(read)
+                if self._lists is not None:
+                    self._lists.look(self.writer)
             self._send_pictures()
             while self._sent:
                 self._store_pictures()

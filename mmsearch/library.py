@@ -250,6 +250,7 @@ class Library:
             IndexBusy: another process is indexing.
             StorageError: the index cannot be written; it holds what was committed.
         """
+        from indexer.background_lists import BackgroundLists
         from indexer.decode.ocr import load_ocr
         from indexer.decode.streams import FPS
         from indexer.pipeline import MAX_TEXT_BYTES, update
@@ -264,8 +265,9 @@ class Library:
                 raise UsageError(f"there is no {os.fspath(path)!r}; nothing was indexed")
         _check_recall(recall)
         roots = [os.fspath(path) for path in paths]
+        index = self._index_with_tower()
         report = update(
-            self._index_with_tower(),
+            index,
             self.encoder,
             roots,
             exclude=exclude,
@@ -274,6 +276,7 @@ class Library:
             compressor=self._compressor() if tokens else None,
             ocr=load_ocr() if ocr else None,
             devices=self._devices,
+            lists=BackgroundLists(index, self._everyday, say),
             progress=progress,
             say=say,
         )
