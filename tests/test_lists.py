@@ -481,3 +481,19 @@ def test_a_cold_question_does_not_load_faiss(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_filter_that_keeps_two_of_twenty_thousand_is_exact(tmp_path: Path) -> None:
+    rng = np.random.default_rng(12)
+    rows = vectors(rng, 20_000)
+    index = make(tmp_path, rows)
+    assert derive.derive(index)
+    file, dead = current(index)
+    assert file.lists is not None and file.lists.count > 1
+    for allowed in (np.array([3, 19_998]), np.array([11]), np.zeros(0, np.int64)):
+        for query in vectors(rng, 5):
+            scores, found = file.search(query, 10, allowed=allowed, dead=dead)
+            expected = brute(rows, query, 10, allowed)
+            assert found[0].tolist() == expected[1] + [-1] * (10 - len(allowed))
+            np.testing.assert_allclose(scores[0, : len(allowed)], expected[0], atol=1e-6)
+    index.close()
