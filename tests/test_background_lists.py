@@ -157,4 +157,4 @@ def test_an_index_run_makes_them_meanwhile(tmp_path: Path, monkeypatch: pytest.M
         header = read_header(header_path(tmp_path / "index", Modality.TEXT, 1))
         assert derive.next_step(400, 400, 512, header) == "keep"
         (first,) = library.query("the number 17 and its square 289", k=1)
-        assert first.path == str(texts / "17.txt")
+        assert first.path == texts / "17.txt"
