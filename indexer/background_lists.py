@@ -26,7 +26,6 @@ class BackgroundLists:
     Args:
         questions: as in ``indexer.derive.derive``; asked by the thread that writes.
         say: told when lists are begun.
-        every: seconds between two looks; ``EVERY`` if None.
     """
 
     def __init__(
@@ -34,13 +33,11 @@ class BackgroundLists:
         index: Index,
         questions: Callable[[], np.ndarray] | None,
         say: Say = lambda _: None,
-        every: float | None = None,
     ) -> None:
         self._index = index
         self._questions = questions
         self._say = say
-        self._every = EVERY if every is None else every
-        self._next = time.monotonic() + self._every
+        self._next = time.monotonic() + EVERY
         self._thread: threading.Thread | None = None
         self._made: list[Made] = []
         self._failed = False
@@ -51,7 +48,7 @@ class BackgroundLists:
             if not self._thread.is_alive():
                 self._take(writer)
         elif not self._failed and time.monotonic() >= self._next:
-            self._next = time.monotonic() + self._every
+            self._next = time.monotonic() + EVERY
             self._begin()
 
     def finish(self, writer: IndexWriter) -> None:
@@ -77,7 +74,10 @@ class BackgroundLists:
                     old = lists if step == "extend" else None
                     questions = None if asked is None else (lambda: asked)
                     self._made.append(make(folder, snapshot, m, old, questions, lambda _: None))
-            except OSError:  # a full disk, or a generation that is gone: the end of the run tries again, and says so
+            except (
+                OSError,
+                MemoryError,
+            ):  # a full disk, or a generation that is gone: the end of the run tries again, and says so
                 self._failed = True
 
         # A run that is broken off waits for nothing: what this leaves behind, the next writer sweeps.

@@ -20,6 +20,11 @@ from indexer.types import Modality
 __all__ = ["_small"]
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_lists, "EVERY", 0.0)
+
+
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Lists stop half-way: the first event is set when they do, and the second lets them go on."""
@@ -45,7 +50,7 @@ def test_rows_come_and_go_while_lists_are_made(tmp_path: Path, held: tuple[threa
     index = make(tmp_path, first)
     removed = put(index, "secret", secret)
     said: list[str] = []
-    lists = BackgroundLists(index, lambda: vectors(rng, 4), said.append, every=0)
+    lists = BackgroundLists(index, lambda: vectors(rng, 4), said.append)
     query = vectors(rng, 1)[0]
     alive = np.setdiff1d(np.arange(2805), np.arange(2500, 2505))
     with index.writing() as writer:
@@ -77,7 +82,7 @@ def test_they_are_put_in_place_between_two_batches(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     index = make(tmp_path, vectors(rng, 2500))
     other = type(index).open(tmp_path)
-    lists = BackgroundLists(index, None, every=0)
+    lists = BackgroundLists(index, None)
     with index.writing() as writer:
         lists.look(writer)
         assert lists._thread is not None
@@ -100,7 +105,7 @@ def test_lists_of_a_generation_that_is_gone_are_thrown_away(
     rng = np.random.default_rng(2)
     index = make(tmp_path, vectors(rng, 2500))
     removed = put(index, "gone", vectors(rng, 10))
-    lists = BackgroundLists(index, None, every=0)
+    lists = BackgroundLists(index, None)
     with index.writing() as writer:
         lists.look(writer)
         assert held[0].wait(60)
@@ -116,7 +121,7 @@ def test_lists_of_a_generation_that_is_gone_are_thrown_away(
 
 def test_a_full_disk_leaves_it_to_the_end_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = make(tmp_path, vectors(np.random.default_rng(3), 2500))
-    lists = BackgroundLists(index, None, every=0)
+    lists = BackgroundLists(index, None)
     fill = derive._fill
 
     def full(*_arguments: object) -> None:
@@ -134,7 +139,6 @@ def test_a_full_disk_leaves_it_to_the_end_of_the_run(tmp_path: Path, monkeypatch
 
 
 def test_an_index_run_makes_them_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background_lists, "EVERY", 0.0)
     monkeypatch.setattr(derive, "BYTES_FROM", 50 * 512)
     monkeypatch.setattr(derive, "LISTS_FROM", 100 * 512)
     made: list[int] = []

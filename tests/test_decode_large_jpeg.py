@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from indexer.decode import decode_image, image, large_jpeg
-from indexer.decode.jpeg_header import read_scan
+from indexer.decode.jpeg_header import Huffman, read_scan
 from indexer.decode.large_jpeg import LargeJpegs
 
 numba = pytest.importorskip("numba", reason="the faster decoder of large JPEGs needs numba, which is not installed")
@@ -136,10 +137,16 @@ def test_tables_that_promise_more_than_a_file_has() -> None:
     data = jpeg(photograph(8, (64, 64), "L"))
     at = data.index(b"\xff\xc0")
     huge = data[: at + 5] + b"\xff\xf0\xff\xf0" + data[at + 9 :]  # 65,520 pixels a side
-    assert here(huge) is None
+    assert read_scan(huge) is None
     at = data.index(b"\xff\xc4")
     for counts in (b"\xff" * 16, b"\3" + bytes(15), bytes(16)):
         assert here(data[: at + 5] + counts + data[at + 21 :]) is None
+    scan = read_scan(data)
+    assert scan is not None
+    (grey,) = scan.components
+    for counts, symbols in (([3] + 15 * [0], 3), (7 * [0] + [255, 60] + 7 * [0], 315)):
+        bogus = Huffman(np.array(counts), np.zeros(symbols, np.int64))
+        assert decode_eighth(replace(scan, components=(replace(grey, ac=bogus),))) is None
 
 
 @pytest.fixture

@@ -116,19 +116,19 @@ def open_image(data: bytes) -> ImageFile:
 def _decode(picture: ImageFile, data: bytes, size: int) -> DecodedImage:
     width, height = picture.size
     decoded_pixels = width * height
-    pixels = None
+    eighth = False
     if isinstance(picture, JpegImagePlugin.JpegImageFile):
         least = math.ceil(MARGIN * size)
         picture.draft(picture.mode, (least, least))
         # A progressive JPEG keeps the coefficients of the whole picture in memory, however small it is drafted.
         if not picture.info.get("progressive"):
             decoded_pixels = picture.size[0] * picture.size[1]
-            if min(width, height) >= 8 * least:  # to an eighth, the least that libjpeg makes
-                pixels = _large_jpegs.eighth(data)
+            eighth = min(width, height) >= 8 * least  # the least that libjpeg makes
     if decoded_pixels > MAX_PIXELS:
         raise DecodeError(f"the picture is too large: {width} x {height} pixels; the limit is {MAX_PIXELS:,} pixels")
     with _huge if decoded_pixels > _HUGE_PIXELS else contextlib.nullcontext():
         image: Image.Image = picture
+        pixels = _large_jpegs.eighth(data) if eighth else None
         if pixels is not None:
             image = Image.fromarray(pixels)
         else:

@@ -1,4 +1,4 @@
-"""A baseline JPEG at an eighth of its size, three to four times as fast as libjpeg reads it, to the same bit.
+"""A baseline JPEG at an eighth of its size, 1.6 times as fast as libjpeg reads it, to the same bit.
 
 At an eighth one pixel is left of a block of 8 x 8, its mean, which is the first of the block's 64 coefficients. libjpeg
 decodes the Huffman codes of the other 63 one after the other, which is nearly all of its time. Here they are passed
@@ -40,8 +40,13 @@ _ZIGZAG = np.array(
 def decode_eighth(scan: Scan) -> np.ndarray | None:
     """``(ceil(height / 8), ceil(width / 8), 3)`` uint8 RGB, or without the last axis of a grey picture.
 
-    None if anything in the coded bytes is irregular.
+    None if a table or anything in the coded bytes is irregular.
     """
+    try:
+        dc = [_codes(one.dc) for one in scan.components]
+        ac = [_codes(one.ac) for one in scan.components]
+    except ValueError:
+        return None
     first, *rest = scan.components
     down = steps(scan.height, 8 * first.down)
     across = steps(scan.width, 8 * first.across)
@@ -52,8 +57,6 @@ def decode_eighth(scan: Scan) -> np.ndarray | None:
     begins, ends = np.zeros(scan.intervals, np.int64), np.zeros(scan.intervals, np.int64)
     if not _unstuff(raw, np.flatnonzero(raw == 0xFF), coded, begins, ends):
         return None
-    dc = [_codes(one.dc) for one in scan.components]
-    ac = [_codes(one.ac) for one in scan.components]
     sound = _decode(
         coded.view(">u4").astype(np.uint32),
         begins,
@@ -89,6 +92,8 @@ def _codes(table: Huffman) -> tuple[np.ndarray, np.ndarray]:
 
     Raises ValueError: more codes than there can be.
     """
+    if len(table.symbols) > 256:
+        raise ValueError("more symbols than there are")
     fast = np.zeros(1 << _FAST, np.uint16)
     slow = np.zeros(_SLOW, np.int64)
     slow[:17] = -1

@@ -143,9 +143,11 @@ def _scan(data: bytes, start: int, body: bytes, tables: _Tables) -> Scan | None:
     if sizes[0] not in _SAMPLINGS or any(size != (1, 1) for size in sizes[1:]):
         return None
     mcus = steps(width, 8 * sizes[0][0]) * steps(height, 8 * sizes[0][1])
+    coded = memoryview(data)[start:]
+    if mcus * len(components) > 4 * len(coded):  # a block takes two bits: no memory for a size that is only claimed
+        return None
     interval = tables.restart or mcus
-    intervals = steps(mcus, interval)
-    return Scan(width, height, tuple(components), interval, intervals, memoryview(data)[start:])
+    return Scan(width, height, tuple(components), interval, steps(mcus, interval), coded)
 
 
 def steps(value: int, step: int) -> int:
