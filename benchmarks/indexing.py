@@ -231,15 +231,14 @@ def one_more(count: int, model: str, runs: int) -> None:
 
 def index_as_is(folder: str, where: str, model: str) -> None:
     """Write rows of the files of ``folder`` as an index run leaves them, with vectors that nobody computed."""
-    import hashlib
-
+    from indexer.content import Digest
     from indexer.types import Asset, Modality
 
     paths = sorted(Path(folder).iterdir())
 
     def asset(number: int) -> Asset:
         path = paths[number]
-        status, digest = path.stat(), hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        status, digest = path.stat(), Digest.BLAKE3.of(path.read_bytes())
         return Asset(str(path), Modality.IMAGE, status.st_size, status.st_mtime_ns, digest)
 
     cold.make_index(Path(where), model, len(paths), asset=asset)

@@ -97,8 +97,8 @@ class _TokenRun:
         asset = item.asset
         found = Found(asset.path, asset.size, asset.mtime_ns, asset.modality)
         if asset.modality is Modality.IMAGE:
-            return read_file(found, self.encoder, lambda digest: digest == asset.digest, max_text_bytes=0)
-        return read_still(found, item.span or Span(), self.encoder, asset.digest)
+            return read_file(found, self.encoder, lambda digest: digest == asset.digest, 0, self.writer.digest)
+        return read_still(found, item.span or Span(), self.encoder, asset.digest, self.writer.digest)
 
     def read_and_store(self) -> None:
         """Read, embed and store, a batch at a time."""

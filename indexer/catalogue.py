@@ -2,7 +2,8 @@
 
 This is the only module that imports sqlalchemy, and it does the writing; what is read is in ``indexer.reader``.
 
-    meta           the counters of the index: format, generation of the vector files, rows in each, version
+    meta           the counters of the index: format, generation of the vector files, rows in each, version,
+                   and the number of the digest by which content is recognised; BLAKE2b without one
     token_format   whose image tokens the index holds; one row or none
     assets         a file, or an object added from memory
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
@@ -32,6 +33,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from indexer import words
+from indexer.content import Digest
 from indexer.reader import (
     BUSY_SECONDS,
     MOMENT,
@@ -199,7 +201,8 @@ class Writer(Reader):
         """Set the counters of a new catalogue; an initialised one stays as it is."""
         if self._connection.scalar(sa.select(sa.func.count()).select_from(META)):
             return
-        for name, value in (("schema", SCHEMA_VERSION), ("version", 0), ("generation", 1)):
+        counters = {"schema": SCHEMA_VERSION, "version": 0, "generation": 1, "digest": Digest.BLAKE3}
+        for name, value in counters.items():
             self._set(name, value)
         _bring_words(self)
 

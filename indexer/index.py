@@ -8,8 +8,9 @@
     lists/image-00001.json     what spares a large index from scanning all vectors; derived, see ``indexer.lists``
     lock                       held by the one process that writes
 
-A folder of format 1 has no tokens and a catalogue that knows nothing of them, one of format 2 has no videos. It is
-read as it is; the first writer brings it to this format.
+A folder of format 1 has no tokens and a catalogue that knows nothing of them, one of format 2 has no videos, one of
+format 3 knows files by another digest than newer ones. It is read as it is; the first writer brings it to this format,
+in which its digests stay what they are.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from indexer.vectors import VectorFile, vector_path
 if TYPE_CHECKING:
     from indexer.writer import IndexWriter
 
-FORMAT = 3
+FORMAT = 4
 
 _SNAPSHOT_TRIES = 5
 

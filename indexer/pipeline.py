@@ -5,7 +5,6 @@ walk ─► compare with the catalogue ─► read, hash, decode (threads, ahead
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import time
@@ -22,6 +21,7 @@ import numpy as np
 
 from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
+from indexer.content import Digest
 from indexer.decode import FPS, iter_passages, reads_ocr
 from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
@@ -147,26 +147,26 @@ def add(index: Index, encoder: Encoder, additions: Sequence[Addition], *, compre
         embed = embedding(writer, encoder, compressor)
         for start in range(0, len(additions), IMAGE_BATCH):
             batch = {addition.key: addition for addition in additions[start : start + IMAGE_BATCH]}
-            puts: list[Change] = [_put_addition(encoder, embed, addition) for addition in batch.values()]
+            puts: list[Change] = [_put_addition(encoder, embed, addition, writer.digest) for addition in batch.values()]
             with index.catalogue.read() as reader:
                 replaced = reader.asset_ids(keys=list(batch))
             changes: list[Change] = [Remove(replaced)] if replaced else []
             writer.apply(changes + puts)
 
 
-def _put_addition(encoder: Encoder, embed: Embed, addition: Addition) -> Put:
+def _put_addition(encoder: Encoder, embed: Embed, addition: Addition, by: Digest) -> Put:
     if not addition.key or (addition.image is None) == (addition.text is None):
         raise UsageError(f"item {addition.key!r}: give a key and exactly one of image and text")
     tokens = None
     if addition.image is not None:
         image = addition.image.convert("RGB")
-        digest = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
+        digest = by.of(repr(image.size).encode() + image.tobytes())
         ((vector, row),) = embed([encoder.prepare(image)])
         pieces, vectors, tokens = [Piece(Modality.IMAGE)], vector[None], _one_row(row)
         size = len(image.tobytes())
     else:
         data = str(addition.text).encode()
-        digest, size = hashlib.blake2b(data, digest_size=16).digest(), len(data)
+        digest, size = by.of(data), len(data)
         try:
             pieces = list(_passages(encoder, io.BytesIO(data), ".txt"))
         except DecodeError as exc:
@@ -300,7 +300,12 @@ class _Run:
     def _read(self, found: Found) -> Read:
         unread = found.path in self._unread
         return read_file(
-            found, self.encoder, lambda digest: unread or digest not in self._digests, self.max_text_bytes, self.ocr
+            found,
+            self.encoder,
+            lambda digest: unread or digest not in self._digests,
+            self.max_text_bytes,
+            self.writer.digest,
+            self.ocr,
         )
 
     # -- storing, in the main thread ---------------------------------------------------------------------------------

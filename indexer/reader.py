@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from indexer import words
+from indexer.content import Digest
 from indexer.errors import IndexDamaged, StorageError, UsageError
 from indexer.extras import PIP_INSTALL
 from indexer.records import Filter, ItemRow, NewItem, PieceRow, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _FIRST_WITH_TOKENS = 2
 """A catalogue of schema 1 knows nothing of tokens: it is read as one without any, and migrated by the first writer."""
 _FIRST_WITH_PLACES = 3
@@ -125,9 +126,12 @@ class Reader:
                 )
             rows = {m: values.get(f"rows:{m}", 0) for m in Modality}
             tokens = self._token_format() if values["schema"] >= _FIRST_WITH_TOKENS else None
-            return State(values["version"], values["generation"], rows, tokens)
+            digest = Digest(values.get("digest", Digest.BLAKE2B))
+            return State(values["version"], values["generation"], rows, tokens, digest)
         except KeyError as exc:
             raise IndexDamaged(f"the catalogue has lost its counter {exc}; delete the index and index again") from exc
+        except ValueError as exc:
+            raise IndexDamaged(f"the catalogue is damaged ({exc}); delete the index and index again") from exc
 
     def _token_format(self) -> TokenFormat | None:
         found = self._all("SELECT name, fingerprint, count, width FROM token_format LIMIT 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import math
 import os
 import stat
@@ -16,6 +15,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from indexer.content import Digest
 from indexer.decode import (
     TEXT_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -41,7 +41,6 @@ IMAGE_BATCH = 32
 MAX_IMAGE_BYTES = 300_000_000
 """A picture file above this is not read: two of them decoding at once must fit beside the model."""
 
-_READ_CHUNK = 1 << 20
 _HEAD = 4096
 """Bytes by which TypeScript is told from a transport stream: no packet of one is without a control character."""
 
@@ -96,15 +95,16 @@ def read_file(
     encoder: Encoder,
     wanted: Callable[[bytes], bool],
     max_text_bytes: int,
+    by: Digest,
     ocr: Ocr | None = None,
 ) -> Read:
     """Read one file to the point where the model takes over; runs in a thread and raises nothing for a bad file.
 
-    Of a file whose content is not ``wanted``, by its digest, nothing is decoded.
+    Of a file whose content is not ``wanted``, ``by`` its digest, nothing is decoded.
     """
     try:
         for _ in range(2):  # a file that changes under our eyes gets a second look
-            read = _read_once(found, encoder, wanted, max_text_bytes, ocr)
+            read = _read_once(found, encoder, wanted, max_text_bytes, by, ocr)
             if read is not None:
                 return read
             now = os.stat(found.path)
@@ -122,7 +122,7 @@ def read_file(
         return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
 
 
-def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes) -> Read:
+def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes, by: Digest) -> Read:
     """Read one picture out of a file of many pieces, as ``read_file`` does; ``unwanted`` if the file is another one.
 
     A file whose size and time are as ``found`` says is not read as a whole to compare it with ``digest``.
@@ -132,7 +132,7 @@ def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes) -> Rea
             now = os.fstat(file.fileno())
             # A file that was stamped a moment before it was indexed has a nanosecond less in the catalogue.
             same = now.st_size == found.size and 0 <= now.st_mtime_ns - found.mtime_ns <= 1
-            if not same and digest_stream(file) != digest:
+            if not same and by.of_stream(file) != digest:
                 return Read(found, unwanted=True)
         image = still(found.path, stream_suffix(found.path, found.modality), span, encoder.image_size)
         return Read(found, digest, prepared=encoder.prepare(image))
@@ -149,7 +149,12 @@ def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes) -> Rea
 
 
 def _read_once(
-    found: Found, encoder: Encoder, wanted: Callable[[bytes], bool], max_text_bytes: int, ocr: Ocr | None
+    found: Found,
+    encoder: Encoder,
+    wanted: Callable[[bytes], bool],
+    max_text_bytes: int,
+    by: Digest,
+    ocr: Ocr | None,
 ) -> Read | None:
     """None if the file changed meanwhile."""
     with open_regular(found.path) as file:
@@ -159,10 +164,10 @@ def _read_once(
         _check_size(found, max_text_bytes)
         if found.modality is Modality.IMAGE:
             data = file.read()
-            digest = hashlib.blake2b(data, digest_size=16).digest()
+            digest = by.of(data)
         else:
             data = b""
-            digest = digest_stream(file)
+            digest = by.of_stream(file)
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             return None
@@ -230,14 +235,6 @@ def is_script_file(path: str) -> bool:
             return is_script(path, file.read(_HEAD))
     except OSError:
         return False
-
-
-def digest_stream(file: BinaryIO) -> bytes:
-    """The digest of everything that is left of ``file``, as the catalogue keeps it of every file."""
-    digest = hashlib.blake2b(digest_size=16)
-    while chunk := file.read(_READ_CHUNK):
-        digest.update(chunk)
-    return digest.digest()
 
 
 def _megabytes(size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from indexer.content import Digest
 from indexer.tokens import TokenFormat
 from indexer.types import Modality, Span
 
@@ -13,13 +14,15 @@ class State:
     """The counters of an index at one moment.
 
     ``version`` grows by one with every transaction; ``generation`` names the current vector files; ``rows`` counts the
-    rows of each; ``tokens`` says whose image tokens are kept beside the vectors of pictures and clips, if any are.
+    rows of each; ``tokens`` says whose image tokens are kept beside the vectors of pictures and clips, if any are;
+    ``digest`` by what the content of files is recognised.
     """
 
     version: int
     generation: int
     rows: dict[Modality, int]
     tokens: TokenFormat | None
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class IndexWriter:
             path = vector_path(self.folder, m, state.generation)
             self._vectors[m] = VectorFile(path, self.dim, state.rows[m], write=True)
         self.token_format = state.tokens
+        self.digest = state.digest
         self._tokens = {}
         if state.tokens is not None:
             for m in VISUAL:

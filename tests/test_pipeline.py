@@ -17,6 +17,7 @@ from PIL import Image
 
 import mmsearch
 from indexer import pipeline, reading
+from indexer.content import Digest
 from indexer.errors import ModelError
 from indexer.reading import Read
 from indexer.types import Modality
@@ -259,16 +260,16 @@ def test_a_file_that_keeps_changing_while_reading(library: mmsearch.Library, pho
                 file.write("a red line\n")
             time.sleep(0.001)
 
-    original = reading.digest_stream
+    original = Digest.of_stream
 
-    def slow(file: io.BufferedReader) -> bytes:
-        digest = original(file)
+    def slow(by: Digest, file: io.BufferedReader) -> bytes:
+        digest = original(by, file)
         time.sleep(0.05)
         return digest
 
     writer = threading.Thread(target=write)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "digest_stream", slow)
+        patch.setattr(Digest, "of_stream", slow)
         writer.start()
         try:
             report = library.index(log)
