@@ -14,6 +14,8 @@ compiled before.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numba import njit
 
@@ -25,6 +27,7 @@ _SLOW = 34 + 256
 """Numbers of a table for codes that are longer."""
 _PAST_THE_END = 4096
 """Bytes of zeros after the last one: more than the 6 blocks of 64 coefficients of 27 bits that are read unasked."""
+_AT_ONCE = np.uint64(128)
 _CODE, _SIZE = 31, 5  # an entry of a table of codes: length, then symbol
 _BITS, _ADVANCE, _ENDS, _ALONE = 255, 8, 128, 0xFF00  # an entry of a table of skips
 
@@ -43,8 +46,7 @@ def decode_eighth(scan: Scan) -> np.ndarray | None:
     None if a table or anything in the coded bytes is irregular.
     """
     try:
-        dc = [_codes(one.dc) for one in scan.components]
-        ac = [_codes(one.ac) for one in scan.components]
+        tables = _tables(tuple(one.dc for one in scan.components), tuple(one.ac for one in scan.components))
     except ValueError:
         return None
     first, *rest = scan.components
@@ -53,24 +55,20 @@ def decode_eighth(scan: Scan) -> np.ndarray | None:
     doubled = bool(rest) and first.across == first.down == 2
     planes = np.empty((len(scan.components), down * first.down, across * first.across), np.uint8)
     raw = np.frombuffer(scan.coded, np.uint8)
-    coded = np.zeros((len(raw) + 3 * scan.intervals) // 4 * 4 + _PAST_THE_END, np.uint8)
+    coded = np.empty(len(raw) + _PAST_THE_END, np.uint8)
     begins, ends = np.zeros(scan.intervals, np.int64), np.zeros(scan.intervals, np.int64)
-    if not _unstuff(raw, np.flatnonzero(raw == 0xFF), coded, begins, ends):
+    size = _unstuff(raw, coded, begins, ends)
+    if not size:
         return None
     sound = _decode(
-        coded.view(">u4").astype(np.uint32),
+        coded[: size + _PAST_THE_END],
         begins,
         ends,
         scan.interval,
         (down, across),
         (first.down, first.across),
         doubled,
-        _differences(dc[0][0]),
-        np.concatenate([fast for fast, _ in dc]),
-        np.concatenate([slow for _, slow in dc]),
-        _skips(ac[0][0]),
-        np.concatenate([fast for fast, _ in ac]),
-        np.concatenate([slow for _, slow in ac]),
+        tables,
         np.concatenate([one.quantisation for one in scan.components]),
         planes,
     )
@@ -82,6 +80,23 @@ def decode_eighth(scan: Scan) -> np.ndarray | None:
     rgb = np.empty((height, width, 3), np.uint8)
     _colour(planes, 0 if doubled else first.down - 1, 0 if doubled else first.across - 1, rgb)
     return rgb
+
+
+@lru_cache(maxsize=8)
+def _tables(dc: tuple[Huffman, ...], ac: tuple[Huffman, ...]) -> tuple[np.ndarray, ...]:
+    """What ``_decode`` looks up, in its order; kept, as most pictures of a camera have the same.
+
+    Raises ValueError: more codes than there can be.
+    """
+    dc_codes, ac_codes = [_codes(one) for one in dc], [_codes(one) for one in ac]
+    return (
+        _differences(dc_codes[0][0]),
+        np.concatenate([fast for fast, _ in dc_codes]),
+        np.concatenate([slow for _, slow in dc_codes]),
+        _skips(ac_codes[0][0]),
+        np.concatenate([fast for fast, _ in ac_codes]),
+        np.concatenate([slow for _, slow in ac_codes]),
+    )
 
 
 def _codes(table: Huffman) -> tuple[np.ndarray, np.ndarray]:
@@ -97,15 +112,16 @@ def _codes(table: Huffman) -> tuple[np.ndarray, np.ndarray]:
     fast = np.zeros(1 << _FAST, np.uint16)
     slow = np.zeros(_SLOW, np.int64)
     slow[:17] = -1
-    slow[34 : 34 + len(table.symbols)] = table.symbols
+    symbols = np.frombuffer(table.symbols, np.uint8).astype(np.uint16)
+    slow[34 : 34 + len(symbols)] = symbols
     code = place = 0
-    for length, count in enumerate(table.counts.tolist(), 1):
+    for length, count in enumerate(table.counts, 1):
         if code + count > 1 << length:
             raise ValueError("more codes than there can be")
         if count:
             slow[length], slow[17 + length] = code + count - 1, place - code
         if length <= _FAST:
-            each = table.symbols[place : place + count] << _SIZE | length
+            each = symbols[place : place + count] << _SIZE | length
             begin = code << (_FAST - length)
             fast[begin : begin + (count << (_FAST - length))] = np.repeat(each, 1 << (_FAST - length))
         code, place = (code + count) << 1, place + count
@@ -153,47 +169,55 @@ def _differences(fast):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _unstuff(raw, stops, coded, begins, ends):  # type: ignore[no-untyped-def]
-    """Copy what is coded without stuffed zeros and markers, each interval to a place divisible by 4.
+def _unstuff(raw, coded, begins, ends):  # type: ignore[no-untyped-def]
+    """Copy what is coded without stuffed zeros and markers; how many bytes that makes, 0 if it is irregular.
 
-    ``stops`` are the places of all bytes FF. Notes where each interval begins and ends, in bits; whether there are as
-    many as there must be.
+    Notes where each interval begins and ends, in bits. ``coded`` is ``_PAST_THE_END`` longer than ``raw``; so many
+    zeros follow what is coded.
     """
-    at, to, part = np.uint64(0), np.uint64(0), 0
-    for stop in stops:
-        stop = np.uint64(stop)
-        if stop < at or stop + np.uint64(1) >= np.uint64(len(raw)):
-            return False
-        marker = raw[stop + np.uint64(1)]
-        count = stop - at + np.uint64(marker == 0)  # a stuffed zero follows an FF that is meant
-        if at + count + np.uint64(32) <= np.uint64(len(raw)):
-            for begin in range(np.uint64(0), count, np.uint64(32)):  # 32 at a time, what is too much is overwritten
-                for i in range(np.uint64(32)):
-                    coded[to + begin + i] = raw[at + begin + i]
+    at, to, part, size = np.uint64(0), np.uint64(0), 0, np.uint64(len(raw))
+    while at < size:
+        before_ff = np.uint8(_AT_ONCE)
+        if at + _AT_ONCE <= size:  # what is copied beyond an FF is overwritten
+            for i in range(_AT_ONCE):
+                byte = raw[at + i]
+                coded[to + i] = byte
+                before_ff = min(before_ff, np.uint8(i) if byte == 0xFF else np.uint8(_AT_ONCE))
         else:
-            for i in range(count):
-                coded[to + i] = raw[at + i]
-        to += count
-        at = stop + np.uint64(2)
-        if marker == 0:
+            coded[to] = raw[at]
+            before_ff = np.uint8(raw[at] != 0xFF)
+        at += np.uint64(before_ff)
+        to += np.uint64(before_ff)
+        if at + np.uint64(1) >= size:
+            return 0
+        if raw[at] != 0xFF:
+            continue
+        marker = raw[at + np.uint64(1)]
+        at += np.uint64(2)
+        if marker == 0:  # a stuffed zero follows an FF that is meant
+            coded[to] = 0xFF
+            to += np.uint64(1)
             continue
         ends[part] = 8 * np.int64(to)
         part += 1
         if part == len(begins):
-            return marker == 0xD9
+            for i in range(np.uint64(_PAST_THE_END)):
+                coded[to + i] = 0
+            return np.int64(to) if marker == 0xD9 else 0
         if marker != 0xD0 + (part - 1) % 8:
-            return False
-        to = (to + np.uint64(3)) & ~np.uint64(3)
+            return 0
         begins[part] = 8 * np.int64(to)
-    return False
+    return 0
 
 
 @njit(nogil=True, cache=True)
-def _ahead(words, at):  # type: ignore[no-untyped-def]
-    """The 64 bits from ``at`` on."""
-    word, bit = np.uint64(at) >> np.uint64(5), np.uint64(at & 31)
-    two = (np.uint64(words[word]) << np.uint64(32)) | np.uint64(words[word + np.uint64(1)])
-    return (two << bit) | (np.uint64(words[word + np.uint64(2)]) << bit >> np.uint64(32))
+def _ahead(coded, at):  # type: ignore[no-untyped-def]
+    """The next 64 bits from ``at`` on, of which the last 7 may be zeros instead."""
+    byte = np.uint64(at) >> np.uint64(3)
+    bits = np.uint64(0)
+    for i in range(np.uint64(8)):  # one load, by the compiler
+        bits = bits << np.uint64(8) | np.uint64(coded[byte + i])
+    return bits << np.uint64(at & 7)
 
 
 @njit(nogil=True, cache=True)
@@ -251,27 +275,23 @@ def _two_by_two(block, planes, component, y, x):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _decode(  # type: ignore[no-untyped-def]
-    words,
+    coded,
     begins,
     ends,
     interval,
     mcus,
     sampling,
     doubled,
-    differences,
-    dc_fast,
-    dc_slow,
-    skips,
-    ac_fast,
-    ac_slow,
+    tables,
     quantisation,
     planes,
 ):
-    """Fill the planes; whether the coded bytes are regular. Never reads beyond ``words``.
+    """Fill the planes; whether the coded bytes are regular. Never reads beyond ``coded``.
 
     In one piece because calls between the two inner loops, a few nanoseconds each, would double its time.
     """
-    limit = 32 * len(words) - 8 * _PAST_THE_END
+    differences, dc_fast, dc_slow, skips, ac_fast, ac_slow = tables
+    limit = 8 * (len(coded) - _PAST_THE_END)
     block = np.zeros(64, np.int64)
     at, part, left, light, blue, red = 0, 0, 0, 0, 0, 0
     for y in range(mcus[0]):
@@ -285,7 +305,7 @@ def _decode(  # type: ignore[no-untyped-def]
             if at > limit:
                 return False
             for number in range(sampling[0] * sampling[1]):
-                ahead = _ahead(words, at)
+                ahead = _ahead(coded, at)
                 entry = np.int64(differences[ahead >> np.uint64(64 - _FAST)])
                 if entry:
                     light += entry >> 8
@@ -297,7 +317,7 @@ def _decode(  # type: ignore[no-untyped-def]
                         return False
                     light += _signed(ahead << np.uint64(length), size)
                     at += length + size
-                    ahead = _ahead(words, at)
+                    ahead = _ahead(coded, at)
                 mean = light * quantisation[0]
                 if not -_LARGEST <= mean <= _LARGEST:
                     return False
@@ -305,7 +325,7 @@ def _decode(  # type: ignore[no-untyped-def]
                 planes[0, y * sampling[0] + row, x * sampling[1] + column] = _pixel((mean + 4) >> 3)
                 k = 1
                 while True:
-                    for _ in range(3):  # after 13 bits, 64 are enough for three looks
+                    for _ in range(3):  # after 13 bits, 57 are enough for three looks
                         entry = np.int64(skips[ahead >> np.uint64(64 - _FAST)])
                         k += entry >> _ADVANCE
                         if k >= 64:
@@ -313,7 +333,7 @@ def _decode(  # type: ignore[no-untyped-def]
                         at += entry & _BITS
                         ahead <<= np.uint64(entry & _BITS)
                     if k < 64:
-                        ahead = _ahead(words, at)
+                        ahead = _ahead(coded, at)
                         continue
                     if k == 64 or (entry < _ALONE and _ENDS < k <= _ENDS + 64):
                         at += entry & _BITS
@@ -329,9 +349,9 @@ def _decode(  # type: ignore[no-untyped-def]
                         break
                     if k > 64:
                         return False
-                    ahead = _ahead(words, at)
+                    ahead = _ahead(coded, at)
             for component in range(1, len(planes)):
-                ahead = _ahead(words, at)
+                ahead = _ahead(coded, at)
                 length, size = _symbol(dc_fast, dc_slow, component, ahead)
                 if length == 0 or size > 11:
                     return False
@@ -347,7 +367,7 @@ def _decode(  # type: ignore[no-untyped-def]
                     return False
                 k, some = 1, False
                 while k < 64:
-                    ahead = _ahead(words, at)
+                    ahead = _ahead(coded, at)
                     length, symbol = _symbol(ac_fast, ac_slow, component, ahead)
                     size = symbol & 15
                     if length == 0 or (size == 0 and symbol != 0 and symbol != 0xF0):

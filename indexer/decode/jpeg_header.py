@@ -21,10 +21,10 @@ _PASSED_OVER = frozenset(range(0xE0, 0xF0)) | {0xFE}  # APPn, COM
 
 @dataclass(frozen=True, slots=True)
 class Huffman:
-    """A Huffman table as a file has it: ``counts`` ``(16,)`` of the codes of each length, ``symbols`` in order."""
+    """A Huffman table as a file has it: 16 ``counts`` of the codes of each length, ``symbols`` in order."""
 
-    counts: np.ndarray
-    symbols: np.ndarray
+    counts: bytes
+    symbols: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,12 @@ def _take(marker: int, body: bytes, tables: _Tables) -> bool:
             body = body[1 + 64 * (1 + (deep > 0)) :]
     elif marker == _DHT:
         while body:
-            counts = np.frombuffer(body, "u1", 16, 1).astype(np.int64)
-            symbols = np.frombuffer(body, "u1", int(counts.sum()), 17).astype(np.int64)
-            tables.huffman[body[0]] = Huffman(counts, symbols)
-            body = body[17 + len(symbols) :]
+            counts = body[1:17]
+            end = 17 + sum(counts)
+            if len(counts) < 16 or len(body) < end:
+                return False
+            tables.huffman[body[0]] = Huffman(counts, body[17:end])
+            body = body[end:]
     elif marker in (_SOF0, _SOF1):
         if tables.frame:
             return False
