@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +19,11 @@ from PIL import Image
 from test_pipeline import counts
 
 import mmsearch
+from indexer.changes import Piece, Put
 from indexer.encoders import Encoder
-from indexer.types import Modality
+from indexer.index import Index
+from indexer.reader import ReadCatalogue, Reader
+from indexer.types import Asset, Modality
 from mmsearch import background, calibration
 
 Paint = Callable[..., Path]
@@ -364,6 +369,58 @@ def test_what_was_measured_on_an_index_is_kept_and_measured_again_when_it_no_lon
         library.index(photos)
     assert json.loads(file.read_text())["rows"] == 13
     assert line().mean not in (0.125, kept.mean)
+
+
+@pytest.mark.parametrize("question", [{"text": "red"}, {"text": "red", "k": 20}, {"text": "red", "under": "/a"}])
+def test_what_a_question_reads_of_the_catalogue_does_not_grow_with_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: dict[str, Any]
+) -> None:
+    """Hardly more steps of SQLite, and as many items, among 4,000 pictures as among 200; 31 are below /a."""
+    steps, rows = [0], [0]
+    connect, items_at = ReadCatalogue._connection, Reader.items_at
+
+    def count_step() -> int:
+        steps[0] += 1
+        return 0
+
+    def counting(self: ReadCatalogue) -> sqlite3.Connection:
+        connection = connect(self)
+        connection.set_progress_handler(count_step, 1)
+        return connection
+
+    def looked_up(self: Reader, modality: Modality, wanted: Sequence[int]) -> dict[int, mmsearch.Item]:
+        rows[0] += len(wanted)
+        return items_at(self, modality, wanted)
+
+    monkeypatch.setattr(ReadCatalogue, "_connection", counting)
+    monkeypatch.setattr(Reader, "items_at", looked_up)
+    taken = []
+    for count in (200, 4000):
+        folder = tmp_path / str(count)
+        rng = np.random.default_rng(1)
+        vectors = unit(rng.random((count, 3)))
+        with mmsearch.open(folder, model=ColourEncoder()) as library:
+            library.add([mmsearch.Addition("note", text="a blue thing")])
+        with Index.open(folder) as index, index.writing() as writer:
+            for start in range(0, count, 200):
+                writer.apply(
+                    [
+                        Put(
+                            Asset(f"/{'ab'[i > 30]}/{i}.png", Modality.IMAGE, 1, 1, i.to_bytes(16, "big")),
+                            [Piece(Modality.IMAGE)],
+                            vectors[i, None],
+                        )
+                        for i in range(start, start + 200)
+                    ]
+                )
+        with mmsearch.open(folder, model=ColourEncoder()) as library:
+            library.query(**question)  # measures what it needs and keeps it
+            steps[0] = rows[0] = 0
+            assert len(library.query(**question)) == question.get("k", 10)
+        taken.append((steps[0], rows[0]))
+    (few_steps, few_rows), (many_steps, many_rows) = taken
+    assert many_rows == few_rows <= 1 + question.get("k", 10)  # the note stands among the texts
+    assert 100 < many_steps < 1.2 * few_steps
 
 
 def test_calibration_equals_its_plain_twin() -> None:
