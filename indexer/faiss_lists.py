@@ -6,15 +6,23 @@ its inverted lists are a second map of the same file.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from indexer.encoders.device import cores
 
 if TYPE_CHECKING:
     from indexer.lists import Lists
 
 _MORE = 128
 """Rows fetched beyond k at first: what is within rounding of the k-th best is usually among them."""
+_PART = 1 << 24
+"""Bytes of codes, some 2 ms of scanning, that are worth a thread of their own."""
+_MOST_THREADS = 4
+"""More would wait for the same memory."""
 
 
 class FaissLists:
@@ -28,6 +36,7 @@ class FaissLists:
         """
         faiss = import_faiss()
         self._lists = lists
+        self._threads = min(_MOST_THREADS, cores())
         header, layout = lists.header, lists.layout
         inverted = faiss.OnDiskInvertedLists()
         inverted.nlist, inverted.code_size = lists.count, header.dim
@@ -55,6 +64,25 @@ class FaissLists:
         Args:
             banned: a mask ``(rows,)`` of what must not answer.
         """
+        first, *others = self._parts(chosen)
+        scan = partial(self._scan, rotated, k, banned=banned)
+        if not others:
+            return scan(first)
+        # Threads that wait asleep, unlike those of a BLAS: a core that is taken away holds up nobody else.
+        with ThreadPoolExecutor(len(others), thread_name_prefix="mmsearch-scan") as threads:
+            found = threads.map(scan, others)
+            return np.concatenate([scan(first), *found])
+
+    def _parts(self, chosen: np.ndarray) -> list[np.ndarray]:
+        """``chosen`` in as many parts, alike in size, as threads are to scan them."""
+        ends = np.cumsum(self._lists.layout.sizes[chosen]) * self._lists.header.dim
+        total = int(ends[-1]) if len(ends) else 0
+        count = max(1, min(self._threads, total // _PART))
+        parts = np.split(chosen, np.searchsorted(ends, total * np.arange(1, count) / count))
+        return [part for part in parts if len(part)] or [chosen]
+
+    def _scan(self, rotated: np.ndarray, k: int, chosen: np.ndarray, *, banned: np.ndarray | None) -> np.ndarray:
+        """``candidates`` in this thread."""
         faiss, lists = self._faiss, self._lists
         total = int(lists.layout.sizes[chosen].sum())
         if total == 0:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from indexer import clustering, derive, recall
+from indexer import clustering, derive, faiss_lists, recall
 from indexer.changes import Piece, Put, Remove
 from indexer.exact import distinct, reach_down
 from indexer.faiss_lists import FaissLists
@@ -80,16 +80,28 @@ def lists_of(index: Index) -> Lists:
     return file.lists
 
 
+ENGINES = ("numpy", "faiss", "faiss in threads")
+
+
+def side_by_side(monkeypatch: pytest.MonkeyPatch, engine: str, rows: int) -> None:
+    """Let FAISS scan lists of so many rows in three threads, or in one."""
+    monkeypatch.setattr(faiss_lists, "cores", lambda: 3 if engine == "faiss in threads" else 1)
+    monkeypatch.setattr(faiss_lists, "_PART", rows * DIM // 4)
+
+
 @pytest.mark.parametrize(("count", "lists"), [(1500, 1), (3000, 64)])
-@pytest.mark.parametrize("engine", ["numpy", "faiss"])
-def test_all_lists_together_are_exact(tmp_path: Path, count: int, lists: int, engine: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_lists_together_are_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, lists: int, engine: str
+) -> None:
+    side_by_side(monkeypatch, engine, count)
     rng = np.random.default_rng(count)
     rows = vectors(rng, count, equal=40)
     index = make(tmp_path, rows)
     assert derive.derive(index)
     file, dead = current(index)
     assert file.lists is not None and file.lists.count == lists
-    file.lists._searches = 1000 if engine == "faiss" else -1000
+    file.lists._searches = -1000 if engine == "numpy" else 1000
     for query in 3 * vectors(rng, 8):
         for k in (1, 10, 400, count + 5):
             scores, found = file.search(query, k, dead=dead, probes=lists)
@@ -97,7 +109,13 @@ def test_all_lists_together_are_exact(tmp_path: Path, count: int, lists: int, en
             assert found[0][: len(expected)].tolist() == expected
             np.testing.assert_allclose(scores[0][: len(expected)], expected_scores, atol=1e-12)
             assert (found[0][len(expected) :] == -1).all()
-    assert isinstance(file.lists._faiss, FaissLists) == (engine == "faiss")
+    if engine == "numpy":
+        assert file.lists._faiss is None
+    else:
+        assert isinstance(file.lists._faiss, FaissLists)
+        parts = file.lists._faiss._parts(np.arange(lists))
+        assert len(parts) == (3 if engine == "faiss in threads" and lists > 1 else 1)
+        np.testing.assert_array_equal(np.concatenate(parts), np.arange(lists))
     index.close()
 
 
@@ -163,20 +181,21 @@ def test_additions_and_removals_against_brute_force(tmp_path: Path) -> None:
     index.close()
 
 
-@pytest.mark.parametrize("engine", ["numpy", "faiss"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_filter_finds_rows_that_are_far_from_the_question(
     tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenth of the rows may answer, all from the clusters that are farthest from the question."""
     monkeypatch.setattr("indexer.vectors._FEW", 5)
     monkeypatch.setattr("indexer.lists._FILTERED_LEAST", 0)
+    side_by_side(monkeypatch, engine, 1000)
     rng = np.random.default_rng(3)
     rows = vectors(rng, 4000, clusters=40)
     index = make(tmp_path, rows)
     derive.derive(index)
     file, dead = current(index)
     assert file.lists is not None
-    file.lists._searches = 1000 if engine == "faiss" else -1000
+    file.lists._searches = -1000 if engine == "numpy" else 1000
     right = []
     for query in vectors(rng, 30, clusters=40):
         far = np.sort(np.argsort(rows @ query)[:400])

@@ -1,6 +1,6 @@
 """Which decoder reads large JPEGs at an eighth: libjpeg, and ``indexer.decode.jpeg_eighth`` once it pays and is ready.
 
-Both give the same pixels, so it does not matter which of them read a file. The second saves some 13 ms for a picture of
+Both give the same pixels, so it does not matter which of them read a file. The second saves some 16 ms for a picture of
 12 megapixels, and takes a second to load, or several where it was not compiled before: it is loaded in a thread of its
 own after so many large pictures that a run is likely to hold many more.
 """
