@@ -68,7 +68,7 @@ class FaissLists:
         scan = partial(self._scan, rotated, k, banned=banned)
         if not others:
             return scan(first)
-        # Threads that wait asleep, unlike those of a BLAS: a core that is taken away holds up nobody else.
+        # They wait asleep, unlike the threads of a BLAS: while one is held up, others lose no time to it.
         with ThreadPoolExecutor(len(others), thread_name_prefix="mmsearch-scan") as threads:
             found = threads.map(scan, others)
             return np.concatenate([scan(first), *found])
