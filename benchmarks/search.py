@@ -10,8 +10,8 @@ among them. Recall is that of the best 10 against a scan of all. Each row is the
 the index, asks 200 questions and ends. ``--vectors FILE.npy`` takes vectors that you have, a tenth of them, at most
 200, as questions.
 
-Set OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1, as for a single question. Every kind of FAISS holds its own copy of
-the vectors: leave some out with ``--without`` where memory is short.
+Set OPENBLAS_NUM_THREADS=1, as for a single question; with OMP_NUM_THREADS=1 a long scan of ours stays on one core, too.
+Every kind of FAISS holds its own copy of the vectors: leave some out with ``--without`` where memory is short.
 """
 
 from __future__ import annotations
