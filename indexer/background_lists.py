@@ -74,10 +74,8 @@ class BackgroundLists:
                     old = lists if step == "extend" else None
                     questions = None if asked is None else (lambda: asked)
                     self._made.append(make(folder, snapshot, m, old, questions, lambda _: None))
-            except (
-                OSError,
-                MemoryError,
-            ):  # a full disk, or a generation that is gone: the end of the run tries again, and says so
+            except (OSError, MemoryError):
+                # A full disk, or a generation that is gone: the end of the run tries again, and says so.
                 self._failed = True
 
         # A run that is broken off waits for nothing: what this leaves behind, the next writer sweeps.

@@ -6,13 +6,13 @@ import hashlib
 import io
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from colour_encoder import ColourEncoder
-from PIL import Image
+from test_pipeline import counts
 
 import mmsearch
 from indexer.content import Digest
@@ -69,37 +69,22 @@ def make_older(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 3}))
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name, colour in (("red.png", "red"), ("blue.png", "blue")):
-        Image.new("RGB", (40, 30), colour).save(folder / name)
-    (folder / "note.txt").write_text("a green line\n")
-    return folder
-
-
-def counts(report: mmsearch.UpdateReport) -> dict[str, int]:
-    names = ("added", "updated", "moved", "duplicates", "removed", "unchanged")
-    return {name: getattr(report, name) for name in names if getattr(report, name)}
-
-
 @pytest.mark.parametrize("older", [False, True])
 def test_what_moved_is_known_and_what_is_new_gets_a_digest_of_the_same_kind(
-    tmp_path: Path, photos: Path, older: bool
+    tmp_path: Path, photos: Path, paint: Callable[..., Path], older: bool
 ) -> None:
     folder = tmp_path / "index"
-    with mmsearch.Library(folder, ColourEncoder()) as library:
+    with mmsearch.open(folder, model=ColourEncoder()) as library:
         library.index(photos)
     if older:
         make_older(folder)
     by = Digest.BLAKE2B if older else Digest.BLAKE3
     assert number(folder) == ([] if older else [(1,)])
     (photos / "red.png").rename(photos / "rouge.png")
-    (photos / "note.txt").rename(photos / "memo.txt")
-    Image.new("RGB", (40, 30), "green").save(photos / "green.png")
-    with mmsearch.Library(folder, ColourEncoder()) as library:
-        assert counts(library.index(photos)) == {"added": 1, "moved": 2, "unchanged": 1}
+    (photos / "notes.txt").rename(photos / "memo.txt")
+    paint("violet.png", (255, 0, 255))
+    with mmsearch.open(folder, model=ColourEncoder()) as library:
+        assert counts(library.index(photos)) == {"added": 1, "moved": 2, "unchanged": 2, "items": 1}
         library.add([mmsearch.Addition("key", text="a blue line")])
     found = digests(folder)
     assert found.pop("") == by.of(b"a blue line")
@@ -110,9 +95,12 @@ def test_what_moved_is_known_and_what_is_new_gets_a_digest_of_the_same_kind(
 
 def test_a_function_that_nobody_knows_is_damage(tmp_path: Path, photos: Path) -> None:
     folder = tmp_path / "index"
-    with mmsearch.Library(folder, ColourEncoder()) as library:
+    with mmsearch.open(folder, model=ColourEncoder()) as library:
         library.index(photos)
     with catalogue(folder) as database:
         database.execute("UPDATE meta SET value = 9 WHERE name = 'digest'")
-    with pytest.raises(IndexDamaged, match="9 is not a valid Digest"):
-        mmsearch.Library(folder, ColourEncoder()).query("red")
+    with (
+        mmsearch.open(folder, model=ColourEncoder()) as library,
+        pytest.raises(IndexDamaged, match="9 is not a valid Digest"),
+    ):
+        library.query("red")
