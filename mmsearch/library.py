@@ -17,7 +17,7 @@ import numpy as np
 from indexer.embedding import check_same_model
 from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
-from indexer.errors import IndexBusy, ModelMismatch, NoIndex, StorageError, UsageError
+from indexer.errors import DecodeError, IndexBusy, ModelMismatch, NoIndex, StorageError, UsageError
 from indexer.index import Index
 from indexer.text_tower import FOLDER as TEXT_TOWER
 from indexer.tokens import Compressor
@@ -652,7 +652,10 @@ def _read_image(image: Image | str | os.PathLike[str] | None, size: int) -> Imag
         data = Path(image).read_bytes()
     except OSError as exc:
         raise UsageError(f"cannot read the picture {os.fspath(image)!r}: {exc.strerror}") from exc
-    return decode_image(data, size=size).image
+    try:
+        return decode_image(data, size=size).image
+    except DecodeError as exc:
+        raise DecodeError(f"cannot read the picture {os.fspath(image)!r}: {exc}") from exc
 
 
 def _check_recall(recall: float | None) -> None:
