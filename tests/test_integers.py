@@ -13,9 +13,9 @@ open_clip = pytest.importorskip("open_clip")
 
 from torch import nn  # noqa: E402
 
-from indexer.encoders import integers  # noqa: E402
 from indexer.encoders.integers import IntegerBlock, IntegerPatches, PooledTower, Product, in_integers, observe  # noqa: E402
 from indexer.encoders.precision import INT8, kinds  # noqa: E402
+from indexer.encoders.rounding import cut  # noqa: E402
 
 pytestmark = pytest.mark.skipif(INT8 not in kinds(), reason="this chip, or this torch, has no products of bytes")
 
@@ -50,11 +50,6 @@ def test_a_product_is_what_rounding_by_hand_gives() -> None:
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     exact = x @ weight.T + bias
     assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
-
-
-def test_what_was_never_seen_is_clipped_and_does_not_turn_round() -> None:
-    numbers = torch.tensor([[0.4, 0.6, -0.6, 126.7, 300.0, -300.0]])
-    assert integers._whole(numbers).tolist() == [[0, 1, -1, 127, 127, -127]]
 
 
 @pytest.mark.parametrize("architecture", ["ViT-S-32-alt", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP", "ViT-B-16-SigLIP2"])
@@ -114,7 +109,7 @@ def test_a_convolution_that_cuts_into_patches_is_a_product() -> None:
     torch.manual_seed(0)
     convolution = nn.Conv2d(3, 8, 4, 4)
     given = torch.randn(2, 3, 13, 9)  # a row and a column are left over
-    largest = integers._cut(given, (4, 4)).flatten(0, 2).abs().amax(dim=0)
+    largest = cut(given, (4, 4)).flatten(0, 2).abs().amax(dim=0)
     with torch.inference_mode():
         wanted, found = convolution(given), IntegerPatches(convolution, largest)(given)
     assert found.shape == wanted.shape == (2, 8, 3, 2)

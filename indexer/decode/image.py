@@ -35,8 +35,9 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
-from indexer.decode.large_jpeg import LargeJpegs, installed
+from indexer.decode.large_jpeg import LargeJpegs
 from indexer.errors import DecodeError
+from indexer.later import compiles
 
 MARGIN = 1.5
 """A large picture is shrunk while it is decoded, to no less than so many times what the model takes, a side."""
@@ -104,7 +105,7 @@ def decoder() -> str:
 
     turbo = features.version_feature("libjpeg_turbo")
     jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
-    faster = ", at an eighth with numba" if installed() else ""
+    faster = ", at an eighth with numba" if compiles() else ""
     return f"Pillow {PIL.__version__}, {jpeg} (large JPEG shrunk while decoding{faster})"
 
 

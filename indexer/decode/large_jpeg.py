@@ -7,15 +7,14 @@ own after so many large pictures that a run is likely to hold many more.
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import threading
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from indexer.decode.jpeg_header import Scan, read_scan
+from indexer.later import Later
 
 BEGIN_AFTER = 32
 """Large pictures after which the faster decoder is loaded: about as many as its loading costs."""
@@ -23,48 +22,30 @@ BEGIN_AFTER = 32
 Decode = Callable[[Scan], "np.ndarray | None"]
 
 
-def installed() -> bool:
-    """Whether the package that the faster decoder needs is there."""
-    return importlib.util.find_spec("numba") is not None
-
-
 def load() -> Decode | None:
-    """The faster decoder, compiled; None where it cannot be had."""
-    try:
-        from indexer.decode.jpeg_eighth import decode_eighth
+    """The faster decoder, compiled.
 
-        file = io.BytesIO()
-        Image.linear_gradient("L").convert("RGB").save(file, "JPEG")
-        scan = read_scan(file.getvalue())
-        return decode_eighth if scan and decode_eighth(scan) is not None else None
-    except Exception:  # without numba, or a place to keep what it compiles: libjpeg does as well
-        return None
+    Raises:
+        Exception: whatever numba raises where it is not there, or has no place to keep what it compiles.
+    """
+    from indexer.decode.jpeg_eighth import decode_eighth
+
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, "JPEG")
+    scan = read_scan(file.getvalue())
+    return decode_eighth if scan and decode_eighth(scan) is not None else None
 
 
 class LargeJpegs:
     """Reads large JPEGs at an eighth, after some of them faster. May be used from several threads."""
 
     def __init__(self, begin_after: int = BEGIN_AFTER) -> None:
-        self._begin_after = begin_after
-        self._lock = threading.Lock()
-        self._seen = 0
-        self._decode: Decode | None = None
-        self.loading: threading.Thread | None = None
+        self.faster: Later[Decode] = Later(load, begin_after, "mmsearch-jpeg")
 
     def eighth(self, data: bytes) -> np.ndarray | None:
         """``(ceil(H / 8), ceil(W / 8), 3)`` uint8 RGB, without the last axis if grey; None: libjpeg is to read it."""
-        if self._decode is None:
-            self._count()
+        decode = self.faster.get()
+        if decode is None:
             return None
         scan = read_scan(data)
-        return self._decode(scan) if scan is not None else None
-
-    def _count(self) -> None:
-        with self._lock:
-            self._seen += 1
-            if self._seen > self._begin_after and self.loading is None:
-                self.loading = threading.Thread(target=self._load, name="mmsearch-jpeg")
-                self.loading.start()
-
-    def _load(self) -> None:
-        self._decode = load()
+        return decode(scan) if scan is not None else None

@@ -8,7 +8,8 @@ the weights are multiplied (Xiao et al. 2023, "SmoothQuant", section 4). How lar
 first batch of pictures. The division is part of the layer norm before it, or of the weights that make the values, where
 that can be.
 
-Between the products everything stays in float32; attention is computed in bfloat16 where the chip has that.
+What is between the products is ``indexer.encoders.rounding``'s. It stays in float32; attention, and what an activation
+gives, are bfloat16 where the chip has that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LARGEST = 127
+from indexer.encoders.rounding import BEST, LARGEST, Best, Norm, Rounding, cut
+
 SMALLEST = 1e-6
 """A channel or a row of weights that is always zero is taken for so large."""
 MIGRATION = 0.75
@@ -106,15 +108,16 @@ class IntegerBlock(nn.Module):
     Args:
         ranges: of the inputs of ``QKV``, ``OUT``, ``UP`` and ``DOWN``.
         attention: the type in which queries, keys and values are multiplied with each other.
+        best: how numbers are rounded.
 
     Raises:
         ValueError: a block of a kind that is not known.
     """
 
-    def __init__(self, block: nn.Module, ranges: Ranges, attention: torch.dtype) -> None:
+    def __init__(self, block: nn.Module, ranges: Ranges, attention: torch.dtype, best: Best = BEST) -> None:
         super().__init__()
         parts = _parts(block)
-        self._heads, self._attention = parts.heads, attention
+        self._heads, self._attention, self._best = parts.heads, attention, best
         self._post_op, self._how, gain = parts.post_op
         width = parts.qkv[0].shape[1]
         self._out = Product(*parts.out, ranges[OUT])
@@ -126,10 +129,10 @@ class IntegerBlock(nn.Module):
         self._down = Product(parts.down[0] / gain, parts.down[1], gain * ranges[DOWN])
         self._inverse = 1 / self._down.divisor
         self._wanted: int | None = None  # all tokens
-        self._norms = [
-            (norm.weight.detach() / product.divisor, norm.bias.detach() / product.divisor, norm.eps)
+        self._before_qkv, self._before_up = (
+            Norm(norm.weight.detach() / product.divisor, norm.bias.detach() / product.divisor, norm.eps)
             for norm, product in zip(parts.norms, (self._qkv, self._up), strict=True)
-        ]
+        )
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """``(B, L, W)`` float32 to as many.
@@ -139,11 +142,13 @@ class IntegerBlock(nn.Module):
         """
         if attn_mask is not None:
             raise ValueError("an attention with a mask is not known in whole numbers")
+        rounding = self._best.get()
+        hidden = rounding.hidden if self._attention is torch.bfloat16 else torch.float32
         wanted = x[:, : self._wanted]  # (B, R, W)
-        rows = wanted.flatten(0, 1) + self._attend(x)
-        for part in rows.split(ROWS):
-            hidden = self._up(self._normed(part, 1), torch.float32, self._post_op, self._how)
-            part += self._down(_whole(hidden.mul_(self._inverse)))
+        rows = self._attend(x, rounding)
+        for part, before in zip(rows.split(ROWS), wanted.flatten(0, 1).split(ROWS), strict=True):
+            active = self._up(rounding.added(before, part, self._before_up), hidden, self._post_op, self._how)
+            part += self._down(rounding.scaled(active, self._inverse))
         return rows.view(wanted.shape)
 
     def of_first(self) -> IntegerBlock:
@@ -152,17 +157,13 @@ class IntegerBlock(nn.Module):
         block._wanted = 1
         return block
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, rounding: Rounding) -> Tensor:
         """What attention adds to the wanted tokens of ``x`` ``(B, L, W)``: ``(B * R, W)``."""
         batch, length, width = x.shape
-        parts = self._qkv(self._normed(x.reshape(-1, width), 0), self._attention)
+        parts = self._qkv(rounding.normed(x.reshape(-1, width), self._before_qkv), self._attention)
         q, k, v = parts.view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, L, W / heads)
         seen = F.scaled_dot_product_attention(q[:, :, : self._wanted], k, v, scale=1.0).transpose(1, 2)
-        return cast(Tensor, self._out(_whole(seen.reshape(-1, width).float())))
-
-    def _normed(self, rows: Tensor, number: int) -> Tensor:
-        weight, bias, eps = self._norms[number]
-        return _whole(F.layer_norm(rows, rows.shape[1:], weight, bias, eps))
+        return cast(Tensor, self._out(rounding.whole(seen.reshape(-1, width))))
 
     def get_weight_dtype(self) -> torch.dtype:
         """What open_clip asks a block for: the type of what goes in."""
@@ -172,8 +173,9 @@ class IntegerBlock(nn.Module):
 class IntegerPatches(nn.Module):
     """A convolution that cuts a picture into patches, in whole numbers."""
 
-    def __init__(self, convolution: nn.Conv2d, largest: Tensor) -> None:
+    def __init__(self, convolution: nn.Conv2d, largest: Tensor, best: Best = BEST) -> None:
         super().__init__()
+        self._best = best
         self._side = cast("tuple[int, int]", convolution.kernel_size)
         bias = convolution.bias
         weight = convolution.weight.detach().flatten(1)
@@ -182,15 +184,10 @@ class IntegerPatches(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, width, rows, columns)``."""
-        rows = _cut(pixels, self._side)  # (B, rows, columns, C * side * side)
-        batch, down, across, _ = rows.shape
-        found = self._product(_whole((rows * self._inverse).flatten(0, 2)))
-        return cast(Tensor, found.view(batch, down, across, -1).permute(0, 3, 1, 2))
-
-
-def _whole(numbers: Tensor) -> Tensor:
-    """float32 to the nearest int8, in place of what they were."""
-    return numbers.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+        batch, _, height, width = pixels.shape
+        found = self._product(self._best.get(batch).patches(pixels, self._side, self._inverse))
+        of_each = found.view(batch, height // self._side[0], width // self._side[1], -1)
+        return cast(Tensor, of_each.permute(0, 3, 1, 2))
 
 
 class PooledTower(nn.Module):
@@ -216,15 +213,6 @@ class PooledTower(nn.Module):
         return self._whole.forward_intermediates(*given, **settings)
 
 
-def _cut(pixels: Tensor, side: tuple[int, int]) -> Tensor:
-    """``(B, C, H, W)`` to patches ``(B, rows, columns, C * side * side)``, without what is left over at the edges."""
-    batch, colours, height, width = pixels.shape
-    down, across = height // side[0], width // side[1]
-    whole = pixels[:, :, : down * side[0], : across * side[1]]
-    parts = whole.reshape(batch, colours, down, side[0], across, side[1]).permute(0, 2, 4, 1, 3, 5)
-    return parts.reshape(batch, down, across, -1)
-
-
 def observe(tower: nn.Module, run: Callable[[], T]) -> tuple[dict[str, Tensor], T]:
     """How large the numbers are that ``run``, which uses ``tower`` in float32, multiplies in it; and what it returns.
 
@@ -241,7 +229,7 @@ def observe(tower: nn.Module, run: Callable[[], T]) -> tuple[dict[str, Tensor], 
     def watch(name: str, module: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def of_patches(_: nn.Module, given: tuple[Any, ...]) -> None:
             if threading.get_ident() == ours:
-                note(f"{name}.{PATCHES}", _cut(given[0], cast("tuple[int, int]", module.kernel_size)))
+                note(f"{name}.{PATCHES}", cut(given[0], cast("tuple[int, int]", module.kernel_size)))
 
         def of_block(_: nn.Module, given: tuple[Any, ...]) -> None:
             if threading.get_ident() == ours:
@@ -256,7 +244,9 @@ def observe(tower: nn.Module, run: Callable[[], T]) -> tuple[dict[str, Tensor], 
     return seen, result
 
 
-def in_integers(tower: nn.Module, ranges: Ranges, attention: torch.dtype = torch.bfloat16) -> nn.Module:
+def in_integers(
+    tower: nn.Module, ranges: Ranges, attention: torch.dtype = torch.bfloat16, best: Best = BEST
+) -> nn.Module:
     """Replace the blocks of an image tower, of timm or open_clip, and what cuts the picture into patches, in place.
 
     What it returns is used as the tower was.
@@ -268,10 +258,10 @@ def in_integers(tower: nn.Module, ranges: Ranges, attention: torch.dtype = torch
     for name, module in _replaceable(tower).items():
         above, _, own = name.rpartition(".")
         if isinstance(module, nn.Conv2d):
-            replaced: nn.Module = IntegerPatches(module, ranges[f"{name}.{PATCHES}"])
+            replaced: nn.Module = IntegerPatches(module, ranges[f"{name}.{PATCHES}"], best)
         else:
             of_block = {product: ranges[f"{name}.{product}"] for product in (QKV, OUT, UP, DOWN)}
-            replaced = IntegerBlock(module, of_block, attention)
+            replaced = IntegerBlock(module, of_block, attention, best)
         setattr(tower.get_submodule(above), own, replaced)
     if type(tower) is VisionTransformer and tower.pool_type == "tok" and not tower.output_tokens:
         return PooledTower(tower)
