@@ -27,7 +27,7 @@ from indexer.decode import (
     still,
     stream_suffix,
 )
-from indexer.decode.captions import iter_captions
+from indexer.decode.captions import embedded, iter_captions
 from indexer.decode.image import MARGIN
 from indexer.decode.ocr import MAX_SIDE, Ocr, read_picture
 from indexer.discover import Found
@@ -180,8 +180,9 @@ def _read_once(
 
         if is_animated(data):
             return Read(replace(found, modality=Modality.VIDEO), digest)
-    decoded = decode_image(data, size=encoder.image_size)
-    texts = iter_captions(data, encoder.max_tokens, encoder.count_tokens)
+    said: list[str] = []
+    decoded = decode_image(data, size=encoder.image_size, look=lambda picture: said.extend(embedded(picture)))
+    texts = iter_captions(said, encoder.max_tokens, encoder.count_tokens)
     if ocr is not None:
         # Once more, larger: letters are lost long before a face is.
         large = decode_image(data, size=math.ceil(MAX_SIDE / MARGIN)).image

@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 import mmsearch
 from indexer.beside import picture_of
+from indexer.decode import decode_image
 from indexer.decode.captions import embedded
 from indexer.types import Asset, Modality, Span
 
@@ -47,6 +48,12 @@ def photo(
     return data
 
 
+def said_by(data: bytes) -> list[str]:
+    found: list[str] = []
+    decode_image(data, size=8, look=lambda picture: found.extend(embedded(picture)))
+    return found
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -58,11 +65,10 @@ def photo(
         (photo(xmp=XMP, described="A green  ferris wheel"), ["At the fair", "A green ferris wheel", "fair, evening"]),
         (photo(xmp='<!DOCTYPE x [<!ENTITY a "aaaa">]>' + XMP.replace("At the fair", "&a;")), []),
         (photo(xmp=XMP[:300]), []),
-        (b"no picture", []),
     ],
 )  # fmt: skip
 def test_what_a_file_says_of_its_picture(data: bytes, said: list[str]) -> None:
-    assert embedded(data) == said
+    assert said_by(data) == said
 
 
 def test_png_says_it_in_chunks() -> None:
@@ -71,7 +77,7 @@ def test_png_says_it_in_chunks() -> None:
     info.add_text("Software", "none of it")
     out = io.BytesIO()
     Image.new("RGB", (4, 4)).save(out, "PNG", pnginfo=info)
-    assert embedded(out.getvalue()) == ["A tower"]
+    assert said_by(out.getvalue()) == ["A tower"]
 
 
 def test_a_caption_inside_goes_where_its_picture_goes(tmp_path: Path, library: mmsearch.Library) -> None:

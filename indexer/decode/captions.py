@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from xml.etree import ElementTree
 
 from PIL import ExifTags, IptcImagePlugin
 from PIL.ImageFile import ImageFile
 
-from indexer.decode.image import open_image
 from indexer.decode.passages import cut
 from indexer.decode.text import Passage
 from indexer.types import Span
@@ -32,20 +31,19 @@ _NOISE = re.compile(
 """What cameras and programs write where a person would describe the picture."""
 
 
-def iter_captions(data: bytes, capacity: int, count_tokens: Callable[[str], int]) -> Iterator[Passage]:
-    """The passages of what a picture's own file says of it: title and description, then keywords in one list."""
-    for text in cut(embedded(data), capacity, count_tokens):
+def iter_captions(lines: Sequence[str], capacity: int, count_tokens: Callable[[str], int]) -> Iterator[Passage]:
+    """The passages of what a picture's own file says of it, which are ``lines`` of ``embedded``."""
+    for text in cut(lines, capacity, count_tokens):
         yield Passage(text, Span(), "caption")
 
 
-def embedded(data: bytes) -> list[str]:
+def embedded(picture: ImageFile) -> list[str]:
     """Titles and descriptions, each once, then the keywords, parted by commas. Nothing in it is ever an error."""
     said: list[str] = []
     keywords: list[str] = []
-    with contextlib.suppress(Exception), open_image(data) as picture:
-        for find in (_xmp, _iptc, _exif, _chunks):
-            with contextlib.suppress(Exception):  # broken metadata must not cost the picture, nor the rest of it
-                find(picture, said, keywords)
+    for find in (_xmp, _iptc, _exif, _chunks):
+        with contextlib.suppress(Exception):  # broken metadata must not cost the picture, nor the rest of it
+            find(picture, said, keywords)
     lines = [" ".join(text.split())[:_MAX_WORDS] for text in said]
     words = [" ".join(word.split())[:200] for word in keywords[:500]]
     unique = dict.fromkeys(line for line in lines if line and not _NOISE.match(line))

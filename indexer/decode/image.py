@@ -69,12 +69,12 @@ class DecodedImage:
     height: int
 
 
-def decode_image(data: bytes, *, size: int) -> DecodedImage:
+def decode_image(data: bytes, *, size: int, look: Callable[[ImageFile], object] | None = None) -> DecodedImage:
     """Decode the content of one picture file.
 
     ``size`` is what the model takes, in pixels a side: a picture whose shorter side is at least three times as long is
     shrunk by a whole factor (JPEG: while decoding), its shorter side staying at least ``MARGIN * size``. Smaller
-    pictures keep their pixels.
+    pictures keep their pixels. ``look`` is shown the picture when its header is read and no pixel.
 
     Raises DecodeError: empty, not a picture, damaged, cut short, or more than MAX_PIXELS (known from the header,
     before any memory is taken). May be called from several threads.
@@ -84,6 +84,8 @@ def decode_image(data: bytes, *, size: int) -> DecodedImage:
     name, open_as = _recognise(data)
     try:
         with open_as(io.BytesIO(data)) as picture:
+            if look is not None:
+                look(picture)
             return _decode(picture, data, size)
     except DecodeError:
         raise
@@ -107,11 +109,6 @@ def decoder() -> str:
     jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
     faster = ", at an eighth with numba" if compiles() else ""
     return f"Pillow {PIL.__version__}, {jpeg} (large JPEG shrunk while decoding{faster})"
-
-
-def open_image(data: bytes) -> ImageFile:
-    """A picture whose header is read and no pixel, for what else its file says. Raises whatever its decoder raises."""
-    return _recognise(data)[1](io.BytesIO(data))
 
 
 def _decode(picture: ImageFile, data: bytes, size: int) -> DecodedImage:
@@ -222,6 +219,8 @@ def _exif(picture: ImageFile) -> tuple[int, float | None]:
 
 def _moment(date: object, offset: object) -> float | None:
     """``2019:07:31 18:05:59`` and ``+02:00`` to seconds since 1970; None where the date is not one."""
+    if date is None:
+        return None
     clock = str(date).strip(" \0").replace("-", ":")  # some programs write 2019-07-31
     zone = str(offset).strip(" \0") if offset else "+00:00"
     for text in (f"{clock} {zone}", f"{clock} +00:00"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from indexer.encoders import WHOLE, Box, Piece, places, precision
+from indexer.encoders.pixels import preparation
 from indexer.encoders.precision import Precision
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
@@ -60,7 +61,8 @@ class OpenClipEncoder:
         self.name = model
         target, tag = resolve(model)
         with quiet(), as_model_error(model):
-            self._model, self._preprocess, self._tokenizer = create(target, tag)
+            self._model, transform, self._tokenizer = create(target, tag)
+        self._prepare = preparation(transform)
         self._model.to(self._device).eval()
         size = self._model.visual.image_size
         self.image_size: int = max(size) if isinstance(size, (tuple, list)) else int(size)
@@ -72,14 +74,14 @@ class OpenClipEncoder:
         if patches is not None and state_size is not None:
             self.patches: tuple[int, int] = patches
             self.state_size: int = state_size
-        self.fingerprint: str = digest(self._model, f"{target}|{self._preprocess}|{self.max_tokens}")
+        self.fingerprint: str = digest(self._model, f"{target}|{transform}|{self.max_tokens}")
         self.precision = Precision(
             self._model, self._device, self.fingerprint, lambda: self.encode_texts(precision.QUESTIONS)
         )
 
     def prepare(self, image: Image) -> np.ndarray:
         """One RGB picture through the model's own transform: float32 ``(3, H, W)``."""
-        return np.ascontiguousarray(self._preprocess(image).numpy(), dtype=np.float32)
+        return self._prepare(image)
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
         """Prepared pictures ``(B, 3, H, W)`` to float32 unit rows ``(B, D)``."""
