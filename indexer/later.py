@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -44,7 +45,6 @@ class Later(Generic[T]):
         return self._loaded
 
     def _run(self) -> None:
-        try:
+        # No numba, or no place to keep what it compiles: what is there without it does as well.
+        with contextlib.suppress(Exception):
             self._loaded = self._load()
-        except Exception:  # no numba, or no place to keep what it compiles: what is there without it does as well
-            self._loaded = None

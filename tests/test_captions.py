@@ -6,6 +6,7 @@ import io
 import struct
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from conftest import BLUE, RED
 from PIL import Image, PngImagePlugin
@@ -77,6 +78,17 @@ def test_png_says_it_in_chunks() -> None:
     info.add_text("Software", "none of it")
     out = io.BytesIO()
     Image.new("RGB", (4, 4)).save(out, "PNG", pnginfo=info)
+    assert said_by(out.getvalue()) == ["A tower"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "HEIF"])
+def test_a_description_is_read_in_every_format_that_has_one(kind: str) -> None:
+    """Also of a picture that was shrunk while it was decoded."""
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x010E] = "A tower"
+    out = io.BytesIO()
+    Image.new("RGB", (400, 300), RED).save(out, kind, exif=exif)
     assert said_by(out.getvalue()) == ["A tower"]
 
 

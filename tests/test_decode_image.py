@@ -457,6 +457,10 @@ def header_only(kind: str, width: int, height: int) -> bytes:
 def test_bombs_in_other_formats(kind: str) -> None:
     assert "too large" in refusal(header_only(kind, 65_000, 64_000))
     assert f"{MAX_PIXELS:,}" in refusal(header_only(kind, 65_000, 64_000))
+    looked: list[object] = []
+    with pytest.raises(DecodeError):
+        decode_image(header_only(kind, 65_000, 64_000), size=224, look=looked.append)
+    assert not looked  # Pillow reads a whole PNG to find its EXIF
 
 
 def test_a_baseline_jpeg_counts_as_it_is_decoded() -> None:

@@ -74,7 +74,7 @@ def decode_image(data: bytes, *, size: int, look: Callable[[ImageFile], object] 
 
     ``size`` is what the model takes, in pixels a side: a picture whose shorter side is at least three times as long is
     shrunk by a whole factor (JPEG: while decoding), its shorter side staying at least ``MARGIN * size``. Smaller
-    pictures keep their pixels. ``look`` is shown the picture when its header is read and no pixel.
+    pictures keep their pixels. ``look`` is shown the opened file once its pixels are read, for what else it says.
 
     Raises DecodeError: empty, not a picture, damaged, cut short, or more than MAX_PIXELS (known from the header,
     before any memory is taken). May be called from several threads.
@@ -84,9 +84,10 @@ def decode_image(data: bytes, *, size: int, look: Callable[[ImageFile], object] 
     name, open_as = _recognise(data)
     try:
         with open_as(io.BytesIO(data)) as picture:
-            if look is not None:
+            decoded = _decode(picture, data, size)
+            if look is not None:  # not before: Pillow decodes a whole PNG to look for its EXIF, however large it is
                 look(picture)
-            return _decode(picture, data, size)
+            return decoded
     except DecodeError:
         raise
     except Image.DecompressionBombError as exc:
