@@ -1,24 +1,24 @@
-"""Several devices for one model: a process for each, which embeds the batches that it is given.
+"""A pool of processes for several devices: each loads the model on its device, and embeds a batch at a time.
 
-The processes are started afresh ("spawn"), for CUDA does not survive a fork, and each loads the model for itself. A
-batch of prepared pictures is written into shared memory, of which each process has two blocks: while it embeds what is
-in one, the next batch is written into the other. Vectors and tokens come back through a pipe; they are small.
+The processes are started afresh ("spawn"), for CUDA does not survive a fork. Batches and results go through a pipe to
+each, which ends with the process: whoever waits at the other end notices, also in the middle of a batch. (The pool of
+``concurrent.futures`` would wait there for ever with Python 3.10, and cannot be told to end what it is at before 3.14.)
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import shutil
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,20 +29,16 @@ from indexer.lanes import Embedded
 from indexer.performance import Meter
 from indexer.tokens import Compressor
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 Make = Callable[[str, Say], Embed]
 """Loads the model for the device of that name. It goes to another process: a function of a module, with ``partial``."""
-
-_SHARED = Path("/dev/shm")  # where Linux keeps shared memory; in a container often 64 MB
-_BLOCKS = 2
-_PATIENCE = 10.0
-"""Seconds that a process has to end after it was told to."""
 
 
 class Processes:
     """A process for each of ``devices`` that embeds batches of prepared pictures; takes the place of ``Lanes``.
 
-    ``with`` starts and stops them; where it is left by an error, or by Ctrl-C, what they are at is not waited for. They
+    ``with`` starts and ends them; where it is left by an error, or by Ctrl-C, what they are at is not waited for. They
     end too when this process does, however that may be. A program that gets here as its main script must have its
     ``if __name__ == "__main__"``, for each process imports that script.
 
@@ -54,38 +50,27 @@ class Processes:
     def __init__(self, make: Make, devices: Sequence[str], say: Say = lambda _: None) -> None:
         self.count = len(devices)
         self.meter = Meter(self.count)
-        self._workers = [_Worker(make, device, say) for device in devices]
-        self._blocks: SimpleQueue[_Block] = SimpleQueue()
-        self._all = [_Block(worker) for _ in range(_BLOCKS) for worker in self._workers]
-        for block in self._all:
-            self._blocks.put(block)
-        self._pool = ThreadPoolExecutor(len(self._all), thread_name_prefix="mmsearch-device")
+        self._start = [partial(_Worker, make, device, say) for device in devices]
+        self._started = ExitStack()
+        self._free: SimpleQueue[_Worker] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="mmsearch-device")
 
     def __enter__(self) -> Processes:
-        try:
-            for worker in self._workers:
-                worker.start()
-        except BaseException as exc:
-            self._stop(at_once=True)
-            if isinstance(exc, (TypeError, AttributeError, OSError)) or type(exc).__name__ == "PicklingError":
-                raise ModelError(f"cannot start a process that embeds: {exc}; name one device") from exc
-            raise
+        with ExitStack() as started:  # where one cannot be started, the others are ended
+            for start in self._start:
+                worker = start()
+                started.callback(worker.end)
+                self._free.put(worker)
+            self._started = started.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop(at_once=error is not None)
-
-    def _stop(self, *, at_once: bool) -> None:
-        if at_once:
-            for worker in self._workers:
-                worker.terminate()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for worker in self._workers:
-            worker.stop()
-        for block in self._all:
-            block.free()
+        if error is not None:
+            self._started.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._started.close()
 
     def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]:
         """Embed a batch of pictures, each ``(C, H, W)``, on the next device that is free: one result each.
@@ -93,187 +78,99 @@ class Processes:
         The result raises ModelError if the model fails on everything, cannot be loaded, or the process has ended, and
         UsageError if there is no such device.
         """
-        return self._pool.submit(self._run, prepared)
+        return self._threads.submit(self._run, prepared)
 
     def _run(self, prepared: list[np.ndarray]) -> list[Embedded]:
-        block = self._blocks.get()
+        worker = self._free.get()
         try:
-            handed_over = block.hand_over(prepared)
             with self.meter.work(len(prepared)):
-                found: list[Embedded] = block.worker.ask(handed_over)
-            return found
+                return worker.embed(prepared)
         finally:
-            self._blocks.put(block)
+            self._free.put(worker)
 
 
 class _Worker:
-    """One process, as seen from here. Thread-safe."""
+    """The process of one device, as seen from here; it begins to load the model.
+
+    Raises:
+        ModelError: the system lets no process be started, or a part of the model cannot be sent to one.
+    """
 
     def __init__(self, make: Make, device: str, say: Say) -> None:
-        self.device = device
-        self._make = make
+        self._device = device
         self._say = say
-        self._process: Any = None
-        self._connection: Any = None
-        self._ready = False
-        self._asking = threading.Lock()
-
-    def start(self) -> None:
-        """Start it; it begins to load the model."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        process = context.Process(
-            target=_serve, args=(theirs, self._make, self.device), name=f"mmsearch-{self.device}", daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, make, device), daemon=True)
         try:
-            process.start()
-            self._process = process
+            self._process.start()
+        except Exception as exc:
+            raise ModelError(f"cannot start a process that embeds: {exc}; name one device") from exc
         finally:
             theirs.close()  # so that the end of the process is the end of the pipe
 
-    def ask(self, task: object) -> Any:
-        """What the process makes of a task, of which it has one at a time."""
-        with self._asking:
-            try:
-                if not self._ready:
-                    self._reply()
-                    self._ready = True
-                self._connection.send(task)
-                return self._reply()
-            except (EOFError, OSError) as exc:
-                raise ModelError(self._ending()) from exc
-
-    def _reply(self) -> Any:
-        while True:
-            kind, value = self._connection.recv()
-            if kind == "said":
-                self._say(f"{self.device}: {value}")
-            elif kind == "failed":
-                raise value
-            else:
-                return value
+    def embed(self, prepared: list[np.ndarray]) -> list[Embedded]:
+        """What the process makes of a batch; it has one at a time."""
+        try:
+            self._connection.send(prepared)
+            while isinstance(reply := self._connection.recv(), str):
+                self._say(f"{self._device}: {reply}")
+        except (EOFError, OSError) as exc:
+            raise ModelError(self._ending()) from exc
+        if isinstance(reply, MmsearchError):
+            raise reply
+        found: list[Embedded] = reply
+        return found
 
     def _ending(self) -> str:
-        self._process.join(_PATIENCE)
-        code = self._process.exitcode
+        self._process.join(timeout=10)
+        code = self._process.exitcode or 0
         how = f"with exit code {code}"
-        if code is not None and code < 0:
+        if code < 0:
             how = f"by {signal.Signals(-code).name}"
             if -code == signal.SIGKILL:
                 how += ", as the system does where memory runs out"
+        elif code > 0:
+            how += ' (a script needs its `if __name__ == "__main__":`, for each process imports it)'
         return (
-            f"the process that embedded on {self.device} was ended {how}; what was committed is in the index, and the "
+            f"the process that embedded on {self._device} was ended {how}; what was committed is in the index, and the "
             "same command carries on from there, with fewer devices if you leave this one out"
         )
 
-    def terminate(self) -> None:
+    def end(self) -> None:
         """End it, whatever it is at."""
-        if self._process is not None:
-            self._process.terminate()
-
-    def stop(self) -> None:
-        """Let it end, and make sure that it does."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._process.join(_PATIENCE)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
-
-
-_making = threading.Lock()
-
-
-class _Block:
-    """Shared memory between here and a process, for one batch at a time; it grows with the batches."""
-
-    def __init__(self, worker: _Worker) -> None:
-        self.worker = worker
-        self._memory: SharedMemory | None = None
-
-    def hand_over(self, prepared: list[np.ndarray]) -> tuple[Any, ...]:
-        """Write a batch into the block; what the process is to be told: where, and of which shape and type.
-
-        Where there is no room for the block, or the pictures differ in shape, the pictures themselves.
-        """
-        first = prepared[0]
-        if any(one.shape != first.shape or one.dtype != first.dtype for one in prepared):
-            return (prepared,)
-        shape = (len(prepared), *first.shape)
-        size = len(prepared) * first.nbytes
-        if self._memory is None or self._memory.size < size:
-            self.free()
-            self._memory = _shared(size)
-        if self._memory is None:
-            return (prepared,)
-        np.stack(prepared, out=np.ndarray(shape, first.dtype, buffer=self._memory.buf))
-        return self._memory.name, shape, first.dtype.str
-
-    def free(self) -> None:
-        """Give the memory back."""
-        if self._memory is not None:
-            self._memory.close()
-            self._memory.unlink()
-            self._memory = None
-
-
-def _shared(size: int) -> SharedMemory | None:
-    """So many bytes of shared memory, or None if there is no room.
-
-    The system promises more than there is, and ends who writes into what is not: so it is asked, and then written at
-    once, one block after the other.
-    """
-    with _making:
-        if _SHARED.is_dir() and shutil.disk_usage(_SHARED).free < size + (1 << 20):
-            return None
-        try:
-            memory = SharedMemory(create=True, size=size)
-        except OSError:
-            return None
-        np.ndarray((size,), np.uint8, buffer=memory.buf).fill(0)
-        return memory
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
 
 
 def _serve(connection: Connection, make: Make, device: str) -> None:
-    """What the process does: load the model, then embed batch after batch until the other end of the pipe is closed."""
+    """What the process does: load the model, then embed batch after batch until it is ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process that was started decides
-    try:
-        try:
-            embed = make(device, lambda line: connection.send(("said", line)))
-        except Exception as exc:
-            connection.send(("failed", _as_ours(exc, device)))
-            return
-        connection.send(("ready", None))
-        blocks: dict[str, SharedMemory] = {}
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    embed = _tried(partial(make, device, connection.send), device)
+    with suppress(EOFError, OSError):  # the other end may be gone
         while True:
-            pictures = _taken(connection.recv(), blocks)
-            try:
-                reply: tuple[str, Any] = "done", encode_each(embed, pictures)
-            except Exception as exc:
-                reply = "failed", _as_ours(exc, device)
-            del pictures  # they lie in a block
-            connection.send(reply)
-    except (EOFError, OSError):
-        return
+            batch = connection.recv()
+            if isinstance(embed, MmsearchError):
+                connection.send(embed)
+            else:
+                connection.send(_tried(partial(encode_each, embed, batch), device))
 
 
-def _as_ours(error: Exception, device: str) -> MmsearchError:
-    """``error`` as one that can be sent and is known at the other end."""
-    if isinstance(error, MmsearchError):
-        return error
-    return ModelError(f"the model fails on {device}: {type(error).__name__}: {error}")
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
-def _taken(task: tuple[Any, ...], blocks: dict[str, SharedMemory]) -> list[np.ndarray]:
-    """The pictures of a batch, each ``(C, H, W)``."""
-    if len(task) == 1:
-        pictures: list[np.ndarray] = task[0]
-        return pictures
-    name, shape, dtype = task
-    if name not in blocks:
-        blocks[name] = SharedMemory(name)
-    return list(np.ndarray(shape, dtype, buffer=blocks[name].buf))
+def _tried(do: Callable[[], T], device: str) -> T | MmsearchError:
+    """What ``do`` returns, or its error as one that can be sent and is known at the other end."""
+    try:
+        return do()
+    except MmsearchError as exc:
+        return exc
+    except Exception as exc:
+        return ModelError(f"the model fails on {device}: {type(exc).__name__}: {exc}")
 
 
 def load_embed(model: str, fingerprint: str, compressor: Compressor | None, device: str, say: Say) -> Embed:

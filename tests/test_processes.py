@@ -15,14 +15,13 @@ import two_processes
 from colour_encoder import ColourCompressor, PatchColourEncoder
 from PIL import Image
 
-from indexer import processes
 from indexer.embedding import encode_each
 from indexer.encoders.load import load_encoder
-from indexer.errors import ModelError
+from indexer.errors import MmsearchError, ModelError, UsageError
 from indexer.index import Index
 from indexer.lanes import in_parts
 from indexer.pipeline import update
-from indexer.processes import Processes, load_embed
+from indexer.processes import Make, Processes, load_embed
 from indexer.reading import IMAGE_BATCH
 from indexer.types import Modality
 
@@ -32,30 +31,21 @@ def pictures(count: int) -> list[np.ndarray]:
     return list(rng.random((count, 3, 8, 8), np.float32))
 
 
-def shared() -> set[str]:
-    folder = Path("/dev/shm")
-    return {path.name for path in folder.glob("psm_*")} if folder.is_dir() else set()
+def environment() -> dict[str, str]:
+    """That of a program which finds what the tests find."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-@pytest.fixture(params=["shared memory", "pipe"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How batches go to the processes; without room for shared memory, through the pipe."""
-    if request.param == "pipe":
-        monkeypatch.setattr(processes, "_shared", lambda size: None)
-    return str(request.param)
-
-
-def test_two_processes_make_what_one_makes_in_order_and_share_the_work(way: str) -> None:
-    before = shared()
+def test_two_processes_make_what_one_makes_in_order_and_share_the_work() -> None:
     said: list[str] = []
     batch = pictures(70)
     with Processes(two_processes.means, ["cpu", "cpu"], said.append) as two:
         assert two.count == 2
-        found = in_parts(two, batch, 3) + in_parts(two, batch[:40], 40)  # the blocks grow
-        assert bool(shared() - before) == (way == "shared memory")
+        found = in_parts(two, batch, 3) + in_parts(two, batch[:40], 40)
         uneven = [np.ones((3, 2, 2), np.float32), np.ones((3, 4, 4), np.float32)]
         assert [one[0].tolist() for one in two.submit(uneven).result()] == [[1, 1, 1]] * 2
-    assert shared() <= before and said == ["cpu: loaded", "cpu: loaded"]
+        assert two.meter.stage().count == 70 + 40 + 2
+    assert said == ["cpu: loaded", "cpu: loaded"]
     wanted = [vector for vector, _ in two_processes.means("cpu", said.append)(batch)]
     np.testing.assert_array_equal([vector for vector, _ in found], wanted + wanted[:40])
     assert len({tokens.tobytes() for _, tokens in found}) == 2
@@ -72,16 +62,36 @@ def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "error", "message"),
     [
-        (two_processes.missing, r"^no weights for b[ao]x$"),
-        (two_processes.broken, r"^the model fails on b[ao]x: KeyError: 'b[ao]x'$"),
-        (lambda device, say: None, r"^cannot start a process that embeds"),
+        (two_processes.missing, ModelError, r"^no weights for box$"),
+        (two_processes.nowhere, UsageError, r"^there is no box here$"),
+        (two_processes.broken, ModelError, r"^the model fails on box: KeyError: 'box'$"),
+        (lambda device, say: None, ModelError, r"^cannot start a process that embeds.*; name one device$"),
     ],
 )
-def test_a_model_that_cannot_be_loaded_there_is_an_error_that_says_so(make: processes.Make, message: str) -> None:
-    with pytest.raises(ModelError, match=message), Processes(make, ["bax", "box"]) as two:
-        in_parts(two, pictures(4), 1)
+def test_a_model_that_cannot_be_loaded_there_is_an_error_that_says_so(
+    make: Make, error: type[MmsearchError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught, Processes(make, ["box"]) as one:
+        in_parts(one, pictures(4), 1)
+    assert caught.type is error
+
+
+def test_a_script_that_does_not_ask_whether_it_is_the_main_one_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """The process ends while it is sent more than the pipe takes at once."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np, two_processes\n"
+        "with two_processes.Processes(two_processes.means, ['cpu']) as one:\n"
+        "    one.submit([np.zeros((3, 512, 512), np.float32)]).result()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment(), timeout=60)
+    last = done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 1 and "the process that embedded on cpu was ended with exit code 1 (a script needs" in last
+    )
+    assert 'if __name__ == "__main__":' in last
 
 
 def test_a_process_with_little_memory_halves_its_batches() -> None:
@@ -100,17 +110,14 @@ def test_a_process_with_little_memory_halves_its_batches() -> None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", ["interrupt", "kill"])
 def test_no_process_is_left_when_the_program_is_stopped(how: str) -> None:
-    """Ctrl-C goes to all of them, and what they are at is not waited for. A kill goes to the first alone: the others
-    notice when they are done."""
-    before = shared()
-    seconds = "600" if how == "interrupt" else "0.5"
+    """Ctrl-C goes to all of them, a kill to the first alone; what they are at is not waited for."""
     program = subprocess.Popen(
-        [sys.executable, two_processes.__file__, seconds, seconds],
+        [sys.executable, two_processes.__file__, "600", "600"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=environment(),
     )
     assert program.stdout is not None
     theirs = [int(program.stdout.readline().rpartition(" ")[2]) for _ in range(2)]
@@ -122,7 +129,7 @@ def test_no_process_is_left_when_the_program_is_stopped(how: str) -> None:
     _, errors = program.communicate(timeout=20)
     assert program.returncode == (1 if how == "interrupt" else -signal.SIGKILL) and "Traceback" not in errors
     deadline = time.monotonic() + 10
-    while any(_runs(pid) for pid in theirs) or shared() - before:
+    while any(_runs(pid) for pid in theirs):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -11,7 +11,7 @@ import numpy as np
 from colour_encoder import PatchColourEncoder
 
 from indexer.embedding import Embed, embed_with
-from indexer.errors import ModelError
+from indexer.errors import ModelError, UsageError
 from indexer.fitting import Fitting
 from indexer.processes import Processes, Say
 from indexer.tokens import Compressor
@@ -60,6 +60,11 @@ def dying(device: str, say: Say) -> Embed:
 def missing(device: str, say: Say) -> Embed:
     """A model whose weights are not there."""
     raise ModelError(f"no weights for {device}")
+
+
+def nowhere(device: str, say: Say) -> Embed:
+    """A model on a device that is not there."""
+    raise UsageError(f"there is no {device} here")
 
 
 def broken(device: str, say: Say) -> Embed:
