@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 
 from indexer.discover import Found
-from indexer.embedding import check_reads_patches_of, check_same_model, encode_each
+from indexer.embedding import check_reads_patches_of, check_same_model, encode_each, settle_precision
 from indexer.encoders import Encoder, PatchEncoder
 from indexer.fitting import Fitting
 from indexer.index import Index
@@ -49,6 +49,7 @@ def add_tokens(
         patch_encoder = check_reads_patches_of(encoder, compressor)
         if writer.token_format != compressor.format:
             writer.adopt_tokens(compressor.format)
+        settle_precision(index, encoder, None, say)
         run = _TokenRun(writer, patch_encoder, compressor, progress, say)
         run.read_and_store()
         return run.report(time.monotonic() - started)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from indexer.encoders import Encoder, PatchEncoder, has_patches
-from indexer.errors import MmsearchError, ModelError, ModelMismatch
+from indexer.encoders.precision import AUTO, FLOAT32, INT8, precision_of
+from indexer.errors import MmsearchError, ModelError, ModelMismatch, UsageError
 from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.tokens import Compressor, pack_checked
@@ -16,6 +18,9 @@ from indexer.types import VISUAL
 
 if TYPE_CHECKING:
     from indexer.writer import IndexWriter
+
+DEFAULT_PRECISION = "MMSEARCH_PRECISION"
+"""Names the precision of a new index for which nobody asks for one."""
 
 T = TypeVar("T")
 Embed = Callable[[list[np.ndarray]], list[tuple[np.ndarray, np.ndarray | None]]]
@@ -35,6 +40,40 @@ def check_same_model(index: Index, encoder: Encoder) -> None:
         f"the index in {index.folder} was made {difference}, and vectors of two models cannot be compared; nothing was "
         f"changed: name another folder with --index, {way_out}"
     )
+
+
+def settle_precision(
+    index: Index, encoder: Encoder, asked: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Let ``encoder`` compute pictures in the precision of ``index``, which is decided now if it was not before.
+
+    Call it while the index is open for writing, before the first picture is embedded. ``say`` is told where this
+    machine computes in float32 what the index has in fewer bits.
+
+    Args:
+        asked: one of ``precision.PRECISIONS``, or ``auto`` for what the index has, or the fastest; None for ``auto``,
+            but a new index has what ``MMSEARCH_PRECISION`` says, if it says something.
+
+    Raises:
+        UsageError: the index has another precision, or the model cannot be had in the one that was asked for.
+    """
+    held = index.manifest.precision
+    chosen = AUTO if asked is None else asked
+    own = precision_of(encoder)
+    if held is None:
+        chosen = asked or os.environ.get(DEFAULT_PRECISION) or AUTO
+        if own is None and chosen not in (AUTO, FLOAT32):
+            raise UsageError(f"the model {encoder.name} computes in float32 alone, not in {chosen}")
+        decided = FLOAT32 if own is None else own.decide(chosen)
+        index.keep_precision(decided, own.ranges if own is not None and decided == INT8 else {})
+        return
+    if chosen not in (AUTO, held):
+        raise UsageError(
+            f"the pictures of the index in {index.folder} are computed in {held}, and stay so; name another folder for "
+            f"{chosen}"
+        )
+    if own is not None and own.adopt(held, index.ranges()).precision != held:
+        say(f"pictures are computed in float32 here: {own.verdict.why}")
 
 
 def embedding(

@@ -1,6 +1,7 @@
 """One index in one folder: catalogue and vector files kept in step, whatever happens to the process.
 
     manifest.json              what this is and whose vectors it holds; written last, so a folder with one is an index
+    int8.safetensors           what int8 knows of the numbers in the model, where pictures are in int8
     catalogue.db               the truth: files, pieces, and the row of each vector
     vectors/image-00001.f32    the rows, one file for each modality; the number is the generation
     vectors/image-00001.tokens the image tokens of the same rows, of pictures and of clips, where the index holds any
@@ -9,8 +10,8 @@
     lock                       held by the one process that writes
 
 A folder of format 1 has no tokens and a catalogue that knows nothing of them, one of format 2 has no videos, one of
-format 3 knows files by another digest than newer ones. It is read as it is; the first writer brings it to this format,
-in which its digests stay what they are.
+format 3 knows files by another digest than newer ones, one of format 4 does not say in which precision its pictures
+were computed. It is read as it is; the first writer brings it to this format, in which its digests stay what they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from indexer.durable import sync_folder
+from indexer.durable import write_durably
 from indexer.errors import IndexBusy, IndexDamaged, NoIndex, StorageError, UsageError
 from indexer.gpu import GpuSearch
 from indexer.lists import Lists, header_path, open_lists, read_recall
@@ -41,20 +42,23 @@ from indexer.vectors import VectorFile, vector_path
 if TYPE_CHECKING:
     from indexer.writer import IndexWriter
 
-FORMAT = 4
+FORMAT = 5
+RANGES = "int8.safetensors"
 
 _SNAPSHOT_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an index is: the format of the folder and the model whose vectors it holds."""
+    """What an index is: the format of the folder, the model whose vectors it holds, and the precision in which its
+    pictures are computed; None until that is decided, before the first of them."""
 
     encoder: str
     fingerprint: str
     dim: int
     created: str
     format: int = FORMAT
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +278,33 @@ class Index:
             finally:
                 catalogue.close()
 
+    def keep_precision(self, precision: str, ranges: Mapping[str, np.ndarray]) -> None:
+        """Keep the precision of all pictures to come, and what int8 knows of the model; call it while ``writing``.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        from safetensors.numpy import save
+
+        manifest = replace(self.manifest, precision=precision)
+        try:
+            if ranges:
+                write_durably(self.folder / RANGES, save(dict(ranges)))
+            _write_manifest(self.folder, manifest)
+        except OSError as exc:
+            raise StorageError(f"cannot write to {self.folder}: {exc.strerror}") from exc
+        self.manifest = manifest
+
+    def ranges(self) -> dict[str, np.ndarray]:
+        """What ``keep_precision`` kept; empty if there is nothing, or it is damaged, for it can be observed again."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(self.folder / RANGES)
+        except (OSError, SafetensorError, ValueError):
+            return {}
+
     def _raise_format(self) -> None:
         """Say in the manifest what the catalogue, which opening for writing has migrated, is by now."""
         if self.manifest.format == FORMAT:
@@ -301,14 +332,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write it so that after a crash it is there whole, or as it was before."""
-    fresh = folder / "manifest.json.new"
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(manifest), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(folder / "manifest.json")
-    sync_folder(folder)
+    write_durably(folder / "manifest.json", (json.dumps(asdict(manifest), indent=2) + "\n").encode())
 
 
 @contextmanager

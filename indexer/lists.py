@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.durable import sync_folder
+from indexer.durable import write_durably
 from indexer.errors import StorageError
 from indexer.exact import distinct, reach_down, rounding
 from indexer.recall import DEFAULT_RECALL, DEPTHS, Curve
@@ -357,13 +356,7 @@ def _recall_path(folder: Path) -> Path:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_folder(path.parent)
+    write_durably(path, json.dumps(values).encode())
 
 
 def erase(folder: Path, modality: Modality, generation: int, dim: int, rows: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from indexer.decode.image import decoder
 from indexer.encoders import Encoder
-from indexer.encoders.precision import FLOAT32, Verdict
+from indexer.encoders.precision import FLOAT32, precision_of
 from indexer.performance import SAVE_SECONDS, Meter, Performance
 from indexer.reading import reading_threads
 
@@ -58,7 +58,8 @@ class Performing:
 
     def figures(self) -> Performance:
         """What was measured until now."""
-        verdict: Verdict | None = getattr(getattr(self._encoder, "precision", None), "verdict", None)
+        precision = precision_of(self._encoder)
+        verdict = None if precision is None else precision.verdict
         finished = self._seconds is not None
         return Performance(
             started=self._started,

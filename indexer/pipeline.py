@@ -22,18 +22,19 @@ import numpy as np
 from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.content import Digest
-from indexer.decode import FPS, iter_passages, reads_ocr
+from indexer.decode import FPS, TEXT_EXTENSIONS, iter_passages, reads_ocr
 from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
-from indexer.embedding import Embed, adopted, check_same_model, embed_with, embedding, encode_each
+from indexer.embedding import Embed, adopted, check_same_model, embed_with, embedding, encode_each, settle_precision
 from indexer.encoders import Encoder
+from indexer.encoders.precision import FLOAT32
 from indexer.errors import DecodeError, UsageError
 from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
 from indexer.performance import Performance
 from indexer.performing import Performing
-from indexer.processes import Processes, load_embed
+from indexer.processes import Model, Processes, load_embed
 from indexer.reading import IMAGE_BATCH, Read, is_script_file, read_ahead, read_file
 from indexer.records import Stamp
 from indexer.reports import Progress, UpdateReport
@@ -76,6 +77,7 @@ def update(
     compressor: Compressor | None = None,
     ocr: Ocr | None = None,
     devices: Sequence[str] = (),
+    precision: str | None = None,
     lists: BackgroundLists | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
@@ -96,11 +98,13 @@ def update(
     With ``ocr`` the text in pictures and on scanned pages of PDFs is read too, also of those files that are in the
     index and of which it was never read. Without it, what was read stays.
     With several ``devices`` a process for each embeds the pictures, if there are many, with the encoder of that name.
+    ``precision`` is that in which pictures are computed; see ``indexer.embedding.settle_precision``.
     ``lists`` makes search lists meanwhile.
-    ``say`` is told when batches are made smaller, for want of memory.
+    ``say`` is told when batches are made smaller, for want of memory, and when the index has another precision than
+    this machine computes in.
 
     Raises:
-        UsageError: a root does not exist.
+        UsageError: a root does not exist, or the pictures of the index have another precision.
         ModelMismatch: the index was made by another model, or holds tokens of another compressor, or the compressor
             reads patches of another model.
         IndexBusy, StorageError: the index cannot be written.
@@ -114,23 +118,32 @@ def update(
             check_same_model(index, encoder)
         writer.add_roots([os.path.abspath(root) for root in roots])
         if run.todo:
+            if precision is not None or any(_is_seen(found) for found in run.todo):
+                settle_precision(index, encoder, precision, say)
             taken = adopted(writer, encoder, compressor)
             if len(run.todo) <= IMAGE_BATCH * len(devices):  # done before a second process has loaded the model
                 devices = ()
-            run.read_and_store(_pool(encoder, taken, devices, say))
+            run.read_and_store(_pool(index, encoder, taken, devices, say))
         run.purge()
         if lists is not None:
             lists.finish(writer)
         return run.report(time.monotonic() - started)
 
 
+def _is_seen(found: Found) -> bool:
+    """Whether a file may hold pictures, and not words alone."""
+    return os.path.splitext(found.path)[1][1:].lower() not in TEXT_EXTENSIONS
+
+
 def _pool(
-    encoder: Encoder, compressor: Compressor | None, devices: Sequence[str], say: Callable[[str], None]
+    index: Index, encoder: Encoder, compressor: Compressor | None, devices: Sequence[str], say: Callable[[str], None]
 ) -> Lanes | Processes:
     """What embeds the pictures of a run."""
     if len(devices) < 2:
         return Lanes(embed_with(encoder, compressor, say), encoder)
-    return Processes(partial(load_embed, encoder.name, encoder.fingerprint, compressor), devices, say)
+    precision = index.manifest.precision or FLOAT32
+    model = Model(encoder.name, encoder.fingerprint, precision, index.ranges())
+    return Processes(partial(load_embed, model, compressor), devices, say)
 
 
 def add(index: Index, encoder: Encoder, additions: Sequence[Addition], *, compressor: Compressor | None = None) -> None:

@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -24,6 +25,7 @@ import numpy as np
 
 from indexer.embedding import Embed, embed_with, encode_each
 from indexer.encoders.load import load_encoder
+from indexer.encoders.precision import precision_of
 from indexer.errors import MmsearchError, ModelError
 from indexer.lanes import Embedded
 from indexer.performance import Meter
@@ -173,14 +175,27 @@ def _tried(do: Callable[[], T], device: str) -> T | MmsearchError:
         return ModelError(f"the model fails on {device}: {type(exc).__name__}: {exc}")
 
 
-def load_embed(model: str, fingerprint: str, compressor: Compressor | None, device: str, say: Say) -> Embed:
-    """How pictures are embedded on ``device`` by the encoder called ``model``, which must have that ``fingerprint``.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as another process is to have it: its name, the digest of its weights, and its precision."""
+
+    name: str
+    fingerprint: str
+    precision: str
+    ranges: Mapping[str, np.ndarray]
+
+
+def load_embed(model: Model, compressor: Compressor | None, device: str, say: Say) -> Embed:
+    """How pictures are embedded on ``device`` by ``model``.
 
     Raises:
         UsageError: there is no such model, or no such device.
         ModelError: the model cannot be loaded, or has other weights by now.
     """
-    encoder = load_encoder(model, device)
-    if encoder.fingerprint != fingerprint:
-        raise ModelError(f"the model {model} was changed while it was loaded; run the same command again")
+    encoder = load_encoder(model.name, device)
+    if encoder.fingerprint != model.fingerprint:
+        raise ModelError(f"the model {model.name} was changed while it was loaded; run the same command again")
+    own = precision_of(encoder)
+    if own is not None and own.adopt(model.precision, model.ranges).precision != model.precision:
+        say(f"pictures are computed in float32 here: {own.verdict.why}")
     return embed_with(encoder, compressor, say)

@@ -121,6 +121,14 @@ def index(
         ),
     ] = None,
     reranker: RerankerOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What a new index has pictures computed in: float32, bfloat16, int8 or auto, the fastest that finds "
+            "the same.",
+        ),
+    ] = None,
     no_tokens: Annotated[
         bool, typer.Option("--no-tokens", help="Store no image tokens of new pictures; they are not reranked.")
     ] = False,
@@ -167,7 +175,7 @@ def index(
         raise UsageError("--no-tokens and --add-tokens exclude each other")
     tokens, report, tunings = None, None, []
     try:
-        with _open(index, model, device, reranker) as library:
+        with _open(index, model, device, reranker, precision) as library:
             if add_tokens:
                 try:
                     with ProgressLine() as progress:
@@ -483,10 +491,16 @@ def compact(index: IndexOption = None) -> None:
     print(f"{max(saved, 0) / 1e6:,.1f} MB given back")
 
 
-def _open(index: Path | None, model: str | None = None, device: str | None = None, reranker: str | None = None) -> Any:
+def _open(
+    index: Path | None,
+    model: str | None = None,
+    device: str | None = None,
+    reranker: str | None = None,
+    precision: str | None = None,
+) -> Any:
     import mmsearch
 
-    return mmsearch.open(index, model=model, device=device, reranker=reranker)
+    return mmsearch.open(index, model=model, device=device, reranker=reranker, precision=precision)
 
 
 def _report_values(report: UpdateReport | TokensReport) -> dict[str, Any]:

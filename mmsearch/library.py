@@ -17,6 +17,7 @@ import numpy as np
 from indexer.embedding import check_same_model
 from indexer.encoders import Encoder
 from indexer.encoders.load import is_mini, load_encoder
+from indexer.encoders.precision import AUTO, PRECISIONS
 from indexer.errors import DecodeError, IndexBusy, ModelMismatch, NoIndex, StorageError, UsageError
 from indexer.index import Index
 from indexer.text_tower import FOLDER as TEXT_TOWER
@@ -54,6 +55,8 @@ class Status:
     fingerprint: str
     dim: int
     created: str
+    precision: str | None
+    """What pictures are computed in: ``float32``, ``bfloat16`` or ``int8``; None before the first of them."""
     files: Mapping[str, int]
     items: Mapping[str, int]
     erased: int
@@ -88,6 +91,7 @@ def open(  # named as callers say it: mmsearch.open
     model: str | Encoder | None = None,
     device: str | None = None,
     reranker: str | os.PathLike[str] | Reranker | None = None,
+    precision: str | None = None,
 ) -> Library:
     """Open the library whose index is, or will be, in the folder ``path``.
 
@@ -101,13 +105,15 @@ def open(  # named as callers say it: mmsearch.open
         reranker: the folder of a reranker, the name of one (``blip-itm-base-coco``; ``load_reranker`` lists them), or a
             ``Reranker``. By default the one that was trained for the model, if there is one; it is loaded when it is
             first needed.
+        precision: in which a new index has its pictures computed: ``float32``, ``bfloat16``, ``int8``, or ``auto``, as
+            for None: the fastest on this chip that finds the same as float32. An index keeps the one that it has.
 
     Raises:
         ModelMismatch: the index was made by another model.
         UsageError, ModelError: there is no such model or device, or it cannot be loaded.
         StorageError: the index cannot be read.
     """
-    return Library(Path(path) if path is not None else default_folder(), model, device, reranker)
+    return Library(Path(path) if path is not None else default_folder(), model, device, reranker, precision)
 
 
 class Library:
@@ -119,8 +125,12 @@ class Library:
         model: str | Encoder | None = None,
         device: str | None = None,
         reranker: str | os.PathLike[str] | Reranker | None = None,
+        precision: str | None = None,
     ) -> None:
         """Use ``mmsearch.open``."""
+        if precision not in (None, AUTO, *PRECISIONS):
+            raise UsageError(f"no precision is called {precision!r}: say {', '.join(PRECISIONS)} or {AUTO}")
+        self._precision = precision
         self._devices: tuple[str, ...] = ()
         if device is not None:
             from indexer.encoders.device import check_devices, split_devices
@@ -276,6 +286,7 @@ class Library:
             compressor=self._compressor() if tokens else None,
             ocr=load_ocr() if ocr else None,
             devices=self._devices,
+            precision=self._precision,
             lists=BackgroundLists(index, self._everyday, say),
             progress=progress,
             say=say,
@@ -531,6 +542,7 @@ class Library:
             fingerprint=made.fingerprint,
             dim=made.dim,
             created=made.created,
+            precision=made.precision,
             files={str(m): counts[f"assets:{m}"] for m in Modality},
             items={str(m): counts[f"items:{m}"] for m in Modality},
             erased=erased,

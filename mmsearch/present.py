@@ -144,6 +144,7 @@ def status_lines(status: Status) -> list[str]:
         f"holds      {files} ({passages:,} passages)",
         f"on disk    {status.bytes / 1e6:,.1f} MB",
         f"created    {status.created}",
+        f"precision  {status.precision or 'not decided before the first picture'}",
     ]
     if status.tokens is not None:
         pictures = sum(status.items.get(m.value, 0) for m in VISUAL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,8 @@ from colour_encoder import ColourEncoder
 from PIL import Image
 
 import mmsearch
-from indexer.encoders import mini_int8
-from indexer.encoders.mini import MiniEncoder
-from indexer.encoders.precision import FLOAT32, Verdict, keep_verdict
+from indexer.embedding import DEFAULT_PRECISION
+from indexer.encoders.precision import FLOAT32
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
@@ -26,12 +24,10 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What is measured once and kept is not kept for the user; and `mini` computes in float32 unless a test says so,
-    for what it is in depends on what was embedded before."""
-    os.environ["MMSEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    keep_verdict(mini_int8.file_of(MiniEncoder().fingerprint), Verdict(FLOAT32, "the tests want it so"))
-    mini_int8.PICTURES = sys.maxsize  # of other weights, too
+def _in_float32() -> None:
+    """Pictures are computed in float32 unless a test says otherwise: what is faster is another thing on each machine.
+    For the commands that tests run, too."""
+    os.environ[DEFAULT_PRECISION] = FLOAT32
 
 
 @pytest.fixture

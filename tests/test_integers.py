@@ -1,9 +1,17 @@
-"""Blocks of vision transformers in whole numbers beside the float32 ones they replace."""
+"""Blocks of vision transformers in whole numbers beside the float32 ones they replace, on this chip and on weaker ones.
+
+A product of bytes is another kernel on each kind of chip. ``ONEDNN_MAX_CPU_ISA`` makes a strong chip choose as a weaker
+one would; on a chip that is no stronger it changes nothing.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +21,21 @@ open_clip = pytest.importorskip("open_clip")
 
 from torch import nn  # noqa: E402
 
-from indexer.encoders.integers import IntegerBlock, IntegerPatches, PooledTower, Product, in_integers, observe  # noqa: E402
-from indexer.encoders.precision import INT8, kinds  # noqa: E402
-from indexer.encoders.rounding import cut  # noqa: E402
+from indexer.encoders.integers import (  # noqa: E402
+    IntegerBlock,
+    IntegerPatches,
+    PooledTower,
+    Product,
+    bytes_times,
+    in_integers,
+    largest_weight,
+    observe,
+)
+from indexer.encoders.rounding import ZERO, cut  # noqa: E402
 
-pytestmark = pytest.mark.skipif(INT8 not in kinds(), reason="this chip, or this torch, has no products of bytes")
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no products of bytes"
+)
 
 
 def seeded(architecture: str) -> nn.Module:
@@ -43,13 +61,32 @@ def test_a_product_is_what_rounding_by_hand_gives() -> None:
     divisor = share * (largest / share).max() / 127
     assert product.divisor.numpy() == pytest.approx(divisor, rel=1e-5)
     assert np.abs(x / divisor).max() == pytest.approx(127)
-    scale = np.abs(weight * divisor).max(axis=1) / 127
+    scale = np.abs(weight * divisor).max(axis=1) / largest_weight()
     rows = np.rint(x / divisor)
     wanted = rows @ np.rint(weight * divisor / scale[:, None]).T * scale + bias
-    found = product(torch.from_numpy(rows).to(torch.int8)).numpy()
+    found = product(torch.from_numpy(rows + ZERO).to(torch.uint8)).numpy()
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     exact = x @ weight.T + bias
-    assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+    assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8), (5, 100, 33), (130, 768, 64)])
+def test_products_of_bytes_are_exact_up_to_the_largest_weight(shape: tuple[int, int, int]) -> None:
+    """Also where all are as large as they may be, and neighbours would not fit into 16 bits."""
+    count, inner, outer = shape
+    rng, top = np.random.default_rng(0), largest_weight()
+    assert top in (63, 127)
+    for rows, weight in (
+        (rng.integers(0, 256, (count, inner)), rng.integers(-top, top + 1, (outer, inner))),
+        (np.full((count, inner), 255), np.full((outer, inner), top)),
+        (np.full((count, inner), 255), np.full((outer, inner), -top)),
+    ):
+        packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(weight).to(torch.int8), None)
+        scale, bias = rng.uniform(0.5, 2, outer), rng.normal(size=outer)
+        found = bytes_times(
+            torch.from_numpy(rows).to(torch.uint8), packed, torch.tensor(scale).float(), torch.tensor(bias).float()
+        )
+        assert found.numpy() == pytest.approx((rows @ weight.T) * scale + bias, rel=1e-5, abs=0.05)
 
 
 @pytest.mark.parametrize("architecture", ["ViT-S-32-alt", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP", "ViT-B-16-SigLIP2"])
@@ -149,3 +186,23 @@ def test_what_it_cannot_do_is_said() -> None:
         in_integers(nn.Sequential(block), ranges)[0](torch.randn(1, 3, 16), attn_mask=torch.zeros(3, 3))
     with pytest.raises(KeyError):
         in_integers(nn.Sequential(block, open_clip.transformer.ResidualAttentionBlock(16, 2)), ranges)
+
+
+WEAKER = ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16"]
+KERNELS = ["test_products_of_bytes_are_exact_up_to_the_largest_weight", "test_a_product_is_what_rounding_by_hand_gives"]
+KERNELS += ["test_a_convolution_that_cuts_into_patches_is_a_product", "test_a_tower_says_the_same[ViT-S-32-alt]"]
+
+
+@pytest.mark.parametrize("chip", WEAKER)
+def test_on_weaker_chips(chip: str) -> None:
+    """Every kernel, and no reference kernel is among them, which would take for ever."""
+    kernels = [f"{__file__}::{name}" for name in KERNELS]
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": chip, "ONEDNN_VERBOSE": "1", "OMP_NUM_THREADS": "1"}
+    if chip == "AVX2":
+        environment["ATEN_CPU_CAPABILITY"] = "avx2"
+    command = [sys.executable, "-m", "pytest", *kernels, "-p", "no:xdist", "-p", "no:cacheprovider", "-s"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-3000:]
+    products = [line for line in done.stdout.splitlines() if ",exec,cpu,matmul," in line and "src:u8" in line]
+    assert products and not [line for line in products if ",ref" in line]

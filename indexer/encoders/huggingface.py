@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.encoders import precision
 from indexer.encoders.openclip import as_model_error, digest, quiet, require_reachable
-from indexer.encoders.precision import Precision
+from indexer.encoders.precision import QUESTIONS
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
 
@@ -86,7 +85,7 @@ class Pair:
 class HuggingFaceEncoder:
     """A transformers model with two towers behind the ``Encoder`` protocol, with its own preprocessing.
 
-    It computes in float32; pictures in bfloat16 where ``indexer.encoders.precision`` finds that as good.
+    It computes in float32; pictures in bfloat16 where ``indexer.encoders.precision`` decides so.
 
     ==================  ================================================================================
     ``hf:owner/name``   a repository of the Hugging Face hub with ``config.json`` and ``*.safetensors``
@@ -106,6 +105,7 @@ class HuggingFaceEncoder:
         from PIL.Image import new
 
         from indexer.encoders.device import pick_device, streams_on
+        from indexer.encoders.torch_precision import TorchPrecision
 
         self._device = pick_device(device)
         self.streams = streams_on(self._device)
@@ -118,11 +118,12 @@ class HuggingFaceEncoder:
         """None: the scale of this model's cosines is not known in advance."""
         self.dim: int = self._text_features(["a"]).shape[1]
         self.fingerprint: str = digest(self._model, setting(self._pair))
-        self.precision = Precision(
+        self.precision = TorchPrecision(
             self._model,
             self._device,
-            self.fingerprint,
-            lambda: self.encode_texts(precision.QUESTIONS),
+            _features,
+            self.prepare,
+            lambda: self.encode_texts(QUESTIONS),
             [name for name in ("vision_model", "visual_projection") if hasattr(self._model, name)],
         )
 

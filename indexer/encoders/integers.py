@@ -1,15 +1,13 @@
 """Blocks of a vision transformer in whole numbers: weights and what they are multiplied with rounded to eight bits.
 
-Chips with VNNI or AMX multiply bytes four times as fast as float32 and twice as fast as bfloat16. Weights have a scale
-for each output. What they are multiplied with has one scale for all pictures: so a vector does not depend on its
-neighbours, and rounding is one pass over the numbers. In all transformers some channels are much larger than others,
-and one scale would leave the small ones no digits. So each channel is divided by a number of its own first, by which
-the weights are multiplied (Xiao et al. 2023, "SmoothQuant", section 4). How large the channels are is observed on a
-first batch of pictures. The division is part of the layer norm before it, or of the weights that make the values, where
-that can be.
+Chips multiply bytes three to eight times as fast as float32. Weights have a scale for each output. What they are
+multiplied with has one scale for all pictures: so a vector does not depend on its neighbours. In all transformers some
+channels are much larger than others, and one scale would leave the small ones no digits. So each channel is divided by
+a number of its own first, by which the weights are multiplied (Xiao et al. 2023, "SmoothQuant", section 4). How large
+the channels are is observed on the pictures of ``indexer/weights/calibration``. The division is part of the layer norm
+before it, or of the weights that make the values, where that can be.
 
-What is between the products is ``indexer.encoders.rounding``'s. It stays in float32; attention, and what an activation
-gives, are bfloat16 where the chip has that.
+What is between the products stays in float32; attention is bfloat16 where the chip is faster with that.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import open_clip.transformer
@@ -29,15 +28,21 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indexer.encoders.rounding import BEST, LARGEST, Best, Norm, Rounding, cut
+from indexer.encoders.rounding import LARGEST, ZERO, Norm, cut, normed, rounded
 
 SMALLEST = 1e-6
 """A channel or a row of weights that is always zero is taken for so large."""
 MIGRATION = 0.75
 """How much of the differences between channels the weights take over: SmoothQuant's alpha. Of 0.5, 0.75 and 1 the best
 on the sentence model of `mini`, whose channels differ twentyfold."""
+LARGEST_WHERE_SUMS_ARE_CUT = 63
+"""Of a weight, on chips that add two products in 16 bits and cut what is larger: 2 * 255 * 63 fits into them."""
 ROWS = 400
 """Tokens that a feed-forward part takes at once: what is between its two products then stays in a core's cache."""
+
+IN_PRODUCTS = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+"""Whether oneDNN applies an activation within a product sooner than torch does afterwards: with AVX2 it takes five
+times as long."""
 
 Ranges = Mapping[str, Tensor]
 """The largest number seen in each channel, ``(in,)``, of what each product of a tower is given, by name."""
@@ -74,8 +79,45 @@ class _Parts:
         raise ValueError(f"the activation {kind.__name__} is not known in whole numbers")
 
 
+def bytes_times(
+    rows: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    kind: torch.dtype = torch.float32,
+    post_op: str = "none",
+    how: str = "",
+) -> Tensor:
+    """``(rows @ weight.T) * scale + bias`` of uint8 ``rows`` ``(R, in)``, through an activation by oneDNN's name.
+
+    Args:
+        packed: the weight, int8 ``(out, in)``, as ``onednn.qlinear_prepack`` returns it.
+        scale, bias: float32 ``(out,)``.
+
+    Returns:
+        ``(R, out)`` of ``kind``.
+    """
+    zeros = torch.zeros(len(scale), dtype=torch.int8)
+    result: Tensor = torch.ops.onednn.qlinear_pointwise(
+        rows, 1.0, 0, packed, scale, zeros, bias, 1.0, 0, kind, post_op, [], how
+    )
+    return result
+
+
+@cache
+def largest_weight() -> int:
+    """The largest whole number that a weight may be for its products to be exact here.
+
+    Chips with AVX2 or AVX512 and without VNNI add the products of neighbours in 16 bits, and what does not fit is cut
+    (Intel, "Optimization Reference Manual", on VPMADDUBSW): weights have seven bits there.
+    """
+    rows, weight = torch.full((16, 64), 255, dtype=torch.uint8), torch.full((16, 64), LARGEST, dtype=torch.int8)
+    found = bytes_times(rows, torch.ops.onednn.qlinear_prepack(weight, None), torch.ones(16), torch.zeros(16))
+    return LARGEST if bool((found == 255 * LARGEST * 64).all()) else LARGEST_WHERE_SUMS_ARE_CUT
+
+
 class Product(nn.Module):
-    """``x @ weight.T + bias`` for real numbers ``x`` that were divided by ``divisor`` ``(in,)`` and rounded.
+    """``x @ weight.T + bias`` for real numbers ``x`` that were divided by ``divisor`` ``(in,)`` and ``rounded``.
 
     Args:
         weight, bias: ``(out, in)`` and ``(out,)``.
@@ -88,18 +130,15 @@ class Product(nn.Module):
         share = share / weight.abs().amax(dim=0).clamp_min(SMALLEST) ** (1 - MIGRATION)  # (in,)
         self.divisor = share * ((largest / share).max().clamp_min(SMALLEST) / LARGEST)
         weight = weight * self.divisor
-        self._scale = weight.abs().amax(dim=1).clamp_min(SMALLEST**2) / LARGEST  # (out,)
-        rounded = (weight / self._scale[:, None]).round().to(torch.int8).contiguous()
-        self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self._zeros = torch.zeros(len(rounded), dtype=torch.int8)
-        self._bias = bias.contiguous()
+        self._scale = weight.abs().amax(dim=1).clamp_min(SMALLEST**2) / largest_weight()  # (out,)
+        whole = (weight / self._scale[:, None]).round()
+        self._packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8).contiguous(), None)
+        # The bytes of x are too large by ZERO: what that adds to each output is taken off.
+        self._bias = (bias.double() - ZERO * self._scale.double() * whole.double().sum(dim=1)).float()
 
     def forward(self, rows: Tensor, kind: torch.dtype = torch.float32, post_op: str = "none", how: str = "") -> Tensor:
-        """int8 ``(R, in)`` to ``(R, out)`` of ``kind``, through an activation by oneDNN's name."""
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rows, 1.0, 0, self._packed, self._scale, self._zeros, self._bias, 1.0, 0, kind, post_op, [], how
-        )
-        return result
+        """uint8 ``(R, in)`` to ``(R, out)`` of ``kind``, through an activation by oneDNN's name."""
+        return bytes_times(rows, self._packed, self._scale, self._bias, kind, post_op, how)
 
 
 class IntegerBlock(nn.Module):
@@ -108,16 +147,15 @@ class IntegerBlock(nn.Module):
     Args:
         ranges: of the inputs of ``QKV``, ``OUT``, ``UP`` and ``DOWN``.
         attention: the type in which queries, keys and values are multiplied with each other.
-        best: how numbers are rounded.
 
     Raises:
         ValueError: a block of a kind that is not known.
     """
 
-    def __init__(self, block: nn.Module, ranges: Ranges, attention: torch.dtype, best: Best = BEST) -> None:
+    def __init__(self, block: nn.Module, ranges: Ranges, attention: torch.dtype) -> None:
         super().__init__()
         parts = _parts(block)
-        self._heads, self._attention, self._best = parts.heads, attention, best
+        self._heads, self._attention = parts.heads, attention
         self._post_op, self._how, gain = parts.post_op
         width = parts.qkv[0].shape[1]
         self._out = Product(*parts.out, ranges[OUT])
@@ -142,13 +180,11 @@ class IntegerBlock(nn.Module):
         """
         if attn_mask is not None:
             raise ValueError("an attention with a mask is not known in whole numbers")
-        rounding = self._best.get()
-        hidden = rounding.hidden if self._attention is torch.bfloat16 else torch.float32
         wanted = x[:, : self._wanted]  # (B, R, W)
-        rows = self._attend(x, rounding)
+        rows = self._attend(x)
         for part, before in zip(rows.split(ROWS), wanted.flatten(0, 1).split(ROWS), strict=True):
-            active = self._up(rounding.added(before, part, self._before_up), hidden, self._post_op, self._how)
-            part += self._down(rounding.scaled(active, self._inverse))
+            active = self._activated(normed(part.add_(before), self._before_up))
+            part += self._down(rounded(active.mul_(self._inverse)))
         return rows.view(wanted.shape)
 
     def of_first(self) -> IntegerBlock:
@@ -157,13 +193,20 @@ class IntegerBlock(nn.Module):
         block._wanted = 1
         return block
 
-    def _attend(self, x: Tensor, rounding: Rounding) -> Tensor:
+    def _activated(self, rows: Tensor) -> Tensor:
+        """What the activation makes of the first product of the feed-forward part, ``(R, 4 W)`` float32."""
+        if IN_PRODUCTS:
+            return cast(Tensor, self._up(rows, torch.float32, self._post_op, self._how))
+        found = self._up(rows)
+        return F.gelu(found, approximate=self._how) if self._post_op == "gelu" else F.silu(found, inplace=True)
+
+    def _attend(self, x: Tensor) -> Tensor:
         """What attention adds to the wanted tokens of ``x`` ``(B, L, W)``: ``(B * R, W)``."""
         batch, length, width = x.shape
-        parts = self._qkv(rounding.normed(x.reshape(-1, width), self._before_qkv), self._attention)
+        parts = self._qkv(normed(x.reshape(-1, width), self._before_qkv), self._attention)
         q, k, v = parts.view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, L, W / heads)
         seen = F.scaled_dot_product_attention(q[:, :, : self._wanted], k, v, scale=1.0).transpose(1, 2)
-        return cast(Tensor, self._out(rounding.whole(seen.reshape(-1, width))))
+        return cast(Tensor, self._out(rounded(seen.reshape(-1, width))))
 
     def get_weight_dtype(self) -> torch.dtype:
         """What open_clip asks a block for: the type of what goes in."""
@@ -173,9 +216,8 @@ class IntegerBlock(nn.Module):
 class IntegerPatches(nn.Module):
     """A convolution that cuts a picture into patches, in whole numbers."""
 
-    def __init__(self, convolution: nn.Conv2d, largest: Tensor, best: Best = BEST) -> None:
+    def __init__(self, convolution: nn.Conv2d, largest: Tensor) -> None:
         super().__init__()
-        self._best = best
         self._side = cast("tuple[int, int]", convolution.kernel_size)
         bias = convolution.bias
         weight = convolution.weight.detach().flatten(1)
@@ -185,7 +227,7 @@ class IntegerPatches(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, width, rows, columns)``."""
         batch, _, height, width = pixels.shape
-        found = self._product(self._best.get(batch).patches(pixels, self._side, self._inverse))
+        found = self._product(rounded(cut(pixels, self._side).flatten(0, 2) * self._inverse))
         of_each = found.view(batch, height // self._side[0], width // self._side[1], -1)
         return cast(Tensor, of_each.permute(0, 3, 1, 2))
 
@@ -244,9 +286,7 @@ def observe(tower: nn.Module, run: Callable[[], T]) -> tuple[dict[str, Tensor], 
     return seen, result
 
 
-def in_integers(
-    tower: nn.Module, ranges: Ranges, attention: torch.dtype = torch.bfloat16, best: Best = BEST
-) -> nn.Module:
+def in_integers(tower: nn.Module, ranges: Ranges, attention: torch.dtype = torch.float32) -> nn.Module:
     """Replace the blocks of an image tower, of timm or open_clip, and what cuts the picture into patches, in place.
 
     What it returns is used as the tower was.
@@ -258,10 +298,10 @@ def in_integers(
     for name, module in _replaceable(tower).items():
         above, _, own = name.rpartition(".")
         if isinstance(module, nn.Conv2d):
-            replaced: nn.Module = IntegerPatches(module, ranges[f"{name}.{PATCHES}"], best)
+            replaced: nn.Module = IntegerPatches(module, ranges[f"{name}.{PATCHES}"])
         else:
             of_block = {product: ranges[f"{name}.{product}"] for product in (QKV, OUT, UP, DOWN)}
-            replaced = IntegerBlock(module, of_block, attention, best)
+            replaced = IntegerBlock(module, of_block, attention)
         setattr(tower.get_submodule(above), own, replaced)
     if type(tower) is VisionTransformer and tower.pool_type == "tok" and not tower.output_tokens:
         return PooledTower(tower)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from indexer.encoders.mini_int8 import FastestPictures
+    from indexer.encoders.mini_int8 import MiniPrecision
     from indexer.encoders.mini_onnx import OnnxPictures
     from indexer.encoders.mini_text import NumpyBert, NumpyHead
     from indexer.encoders.mini_torch import Heads, ImageTower, TextTower
@@ -267,17 +267,19 @@ class MiniEncoder:
         return not is_cpu(self._asked_device)
 
     @cached_property
-    def precision(self) -> FastestPictures | None:
-        """What computes pictures on a CPU where the folder holds the image tower in eight bits, too."""
-        from indexer.encoders.mini_int8 import FILE, FastestPictures
+    def precision(self) -> MiniPrecision | None:
+        """What computes pictures on a CPU: in float32, or in eight bits where the folder holds the tower in these."""
+        from indexer.encoders.mini_int8 import FILE, MiniPrecision
 
-        if self._by_torch or not (self._folder / FILE).is_file():
+        if self._by_torch:
             return None
-        return FastestPictures(self._exact_pictures, self._light_pictures, self.fingerprint)
+        light = self._light_pictures if (self._folder / FILE).is_file() else None
+        return MiniPrecision(self._exact_pictures, light, self.prepare)
 
-    @cached_property
-    def _onnx_pictures(self) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        return self.precision or self._exact_pictures()
+    def _onnx_pictures(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What ``mini_onnx.OnnxPictures`` gives, on a CPU."""
+        assert self.precision is not None
+        return self.precision(pixels)
 
     def _exact_pictures(self) -> OnnxPictures:
         """The image tower in float32."""

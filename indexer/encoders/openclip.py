@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.encoders import WHOLE, Box, Piece, places, precision
+from indexer.encoders import WHOLE, Box, Piece, places
 from indexer.encoders.pixels import preparation
-from indexer.encoders.precision import Precision
+from indexer.encoders.precision import QUESTIONS
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
 
@@ -36,7 +36,7 @@ TEXT_BATCH = 256
 class OpenClipEncoder:
     """An open_clip model (Ilharco et al. 2021) behind the ``Encoder`` protocol, with its own preprocessing.
 
-    It computes in float32; pictures in int8 or bfloat16 where ``indexer.encoders.precision`` finds that as good.
+    It computes in float32; pictures in int8 or bfloat16 where ``indexer.encoders.precision`` decides so.
 
     ==============================  ==============================================================
     ``ViT-B-32/laion2b_s34b_b79k``  architecture / pretrained tag, as ``open_clip.list_pretrained()`` has them
@@ -55,6 +55,7 @@ class OpenClipEncoder:
 
     def __init__(self, model: str, device: str | None = None) -> None:
         from indexer.encoders.device import pick_device, streams_on
+        from indexer.encoders.torch_precision import TorchPrecision
 
         self._device = pick_device(device)
         self.streams = streams_on(self._device)
@@ -75,8 +76,8 @@ class OpenClipEncoder:
             self.patches: tuple[int, int] = patches
             self.state_size: int = state_size
         self.fingerprint: str = digest(self._model, f"{target}|{transform}|{self.max_tokens}")
-        self.precision = Precision(
-            self._model, self._device, self.fingerprint, lambda: self.encode_texts(precision.QUESTIONS)
+        self.precision = TorchPrecision(
+            self._model, self._device, _features, self.prepare, lambda: self.encode_texts(QUESTIONS)
         )
 
     def prepare(self, image: Image) -> np.ndarray:
