@@ -1,27 +1,22 @@
 """Vectors on GPUs: every row as float16, scanned whole, what may be among the best scored again on the CPU.
 
-A GPU reads a million rows in about the time in which a CPU finds the right lists, so there are no lists here; of many
-millions ``indexer.gpu_graph`` makes a graph, where FAISS can. The file of vectors stays the truth: a GPU holds a copy,
-knows of no removal and no filter, and gives at most ``MOST`` answers; whatever it cannot answer, the CPU does. What
-decides that, and what goes where, is plain arithmetic; ``load`` and ``gpu_graph.build`` alone touch a GPU.
+A GPU reads a million rows in about the time in which a CPU finds the right lists, so there are no lists here. The file
+of vectors stays the truth: a GPU holds a copy, knows of no removal and no filter, and gives at most ``MOST`` answers;
+whatever it cannot answer, the CPU does. What decides that, and what goes where, is plain arithmetic; ``load`` alone
+touches a GPU.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from indexer import gpu_graph
-from indexer.exact import rank
 from indexer.faiss_lists import import_faiss
-from indexer.gpu_graph import GraphSearch
-from indexer.recall import DEFAULT_RECALL
 
 MOST = 2048
 """Answers that FAISS gives on a GPU at most (``GPU_MAX_SELECTION_K``)."""
@@ -32,10 +27,6 @@ _MORE = 128
 """Rows fetched beyond k: what is within rounding of the k-th best is usually among them."""
 _LOAD_AFTER = 8
 """Questions after which the vectors are brought to the GPUs: a single one would wait for it."""
-_GRAPH_AFTER = 64
-"""Questions after which a graph is built, beside the scan: what was asked tells how well it does."""
-_SAMPLE, _DEPTH = 256, 200
-"""Rows that are asked for too, and how many of the best are compared."""
 _TAIL_SHARE = 1 / 16
 """The copy is brought up to date when so large a share of the rows is missing from it."""
 
@@ -93,11 +84,6 @@ class HalfScan:
         self._parts = parts
         self.rows = rows
 
-    @property
-    def names(self) -> np.ndarray:
-        """The rows that are held, ``(M,)``."""
-        return np.concatenate([names for _, names in self._parts])
-
     def candidates(self, query: np.ndarray, k: int, dead: np.ndarray) -> np.ndarray | None:
         """Rows among which are the ``k`` best for ``query`` ``(D,)`` that are not ``dead`` ``(R,)``, or None.
 
@@ -133,79 +119,26 @@ class GpuSearch:
         self._numbers = numbers
         self._asked = 0
         self._scan: HalfScan | None = None
-        self._graph: GraphSearch | None = None
-        self._builder: threading.Thread | None = None
-        self._questions: deque[np.ndarray] = deque(maxlen=_GRAPH_AFTER)
         self._impossible_for = -1
         self._lock = threading.Lock()
 
-    def candidates(
-        self, file: Rows, query: np.ndarray, k: int, dead: np.ndarray, recall: float = DEFAULT_RECALL
-    ) -> tuple[np.ndarray, int] | None:
-        """Rows among which are the ``k`` best of the first so many rows, and how many those are; None: ask the CPU.
-
-        Where the corpus is large enough for a graph, the share ``recall`` of them on the whole.
-        """
+    def candidates(self, file: Rows, query: np.ndarray, k: int, dead: np.ndarray) -> tuple[np.ndarray, int] | None:
+        """Rows among which are the ``k`` best of the first so many rows, and how many those are; None: ask the CPU."""
         with self._lock:  # FAISS on a GPU serves one thread at a time
             self._asked += 1
             if self._asked <= _LOAD_AFTER or self._impossible_for == file.rows:
                 return None
             scan = self._scan
             if scan is None or scan.rows < (1 - _TAIL_SHARE) * file.rows:
-                self._scan = self._graph = self._builder = None  # room for the next
+                self._scan = None  # room for the next
                 scan = self._scan = load(file, dead, self._numbers)
                 if scan is None:
                     self._impossible_for = file.rows
                     return None
             if scan.rows > file.rows:
                 return None
-            found = self._graph.candidates(query, k, dead) if self._graph is not None and recall < 1 else None
-            if found is None:
-                found = scan.candidates(query, k, dead)
-            self._questions.append(query)
-            if self._builder is None and self._asked > _LOAD_AFTER + _GRAPH_AFTER and recall < 1:
-                self._builder = threading.Thread(target=self._add_graph, args=(file, scan, recall), daemon=True)
-                self._builder.start()
+            found = scan.candidates(query, k, dead)
             return None if found is None else (found, scan.rows)
-
-    def _add_graph(self, file: Rows, scan: HalfScan, recall: float) -> None:
-        """Build a graph of the rows of ``scan`` if it pays, and use it if it finds enough of what ``scan`` finds."""
-        names = scan.names
-        if not gpu_graph.pays(len(names), file.dim) or not gpu_graph.available():
-            return
-        try:
-            there = _gpus(self._numbers)
-            place_ = gpu_graph.roomiest(_free_memory(there), gpu_graph.needed_bytes(len(names), file.dim))
-            search = None if place_ is None else gpu_graph.build(file.fetch, names, file.dim, there[place_])
-            if search is None:
-                return
-            sample = names[np.linspace(0, len(names) - 1, min(_SAMPLE, len(names))).astype(np.int64)]
-            groups, exact = [], []
-            for asked in (file.fetch(sample), np.stack(list(self._questions))):
-                best = [(query, rows) for query in asked if (rows := self._best(file, scan, query)) is not None]
-                groups.append(np.stack([query for query, _ in best]))
-                exact.append(np.stack([rows for _, rows in best]))
-
-            def find(group: int, depth: int, width: int) -> np.ndarray:
-                with self._lock:
-                    places = search(groups[group], min(depth, len(names)), width)
-                return np.where(places >= 0, names[places], -1)
-
-            widths = gpu_graph.choose_widths(exact, find, recall)
-        except Exception:  # the index may be closed or compacted by now; and the scan answers as well, only later
-            return
-        with self._lock:
-            if self._scan is scan:
-                self._graph = GraphSearch(search, names, widths)
-
-    def _best(self, file: Rows, scan: HalfScan, query: np.ndarray) -> np.ndarray | None:
-        """The rows of ``scan`` that answer best, ``(min(_DEPTH, M),)``; None if they are too many alike to tell."""
-        with self._lock:
-            found = scan.candidates(query, _DEPTH, np.zeros(0, np.int64))
-        if found is None:
-            return None
-        _, rows = rank(query, file.fetch(found), found, _DEPTH)
-        return rows
 
 
 def load(file: Rows, dead: np.ndarray, numbers: Sequence[int] | None = None) -> HalfScan | None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,6 @@ class Performance:
     precision: str
     why: str
     """Why it is this precision."""
-    decoder: str
     reading: Stage
     """Opening, hashing, decoding and resizing, of files; it waits for the model."""
     embedding: Stage
@@ -82,7 +81,8 @@ def load(folder: Path) -> Performance | None:
         for name in ("reading", "embedding", "storing"):
             values[name].pop("rate")
             values[name] = Stage(**values[name])
-        return Performance(**values)
+        known = {field.name for field in fields(Performance)}  # other versions write others as well
+        return Performance(**{name: value for name, value in values.items() if name in known})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
-from indexer.decode.image import decoder
 from indexer.encoders import Encoder
 from indexer.encoders.precision import FLOAT32, precision_of
 from indexer.performance import SAVE_SECONDS, Meter, Performance
@@ -68,7 +67,6 @@ class Performing:
             model=self._encoder.name,
             precision=verdict.precision if verdict else FLOAT32,
             why=verdict.why if verdict else "nothing else is tried with this model",
-            decoder=decoder(),
             reading=self.reading.stage(),
             embedding=self.embedding.stage(),
             storing=self.storing.stage(),

@@ -16,7 +16,6 @@ from indexer.errors import ModelError, UsageError
 from indexer.exact import candidates, rank
 from indexer.gpu import GpuSearch
 from indexer.lists import Lists
-from indexer.recall import DEFAULT_RECALL
 from indexer.rowfile import RowFile
 from indexer.types import Modality
 
@@ -97,8 +96,7 @@ class VectorFile(RowFile):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` best rows for each of ``queries`` ``(Q, D)`` by inner product.
 
-        Exactly, unless there are ``lists`` and the file is large enough for more than one of them, or a graph on a GPU
-        answers (``indexer.gpu_graph``). Then the answers are
+        Exactly, unless there are ``lists`` and the file is large enough for more than one of them. Then the answers are
         the exact ones among the rows of the lists that were looked into, and of all rows newer than the lists: each
         score is right and ties are broken as ever, but a few of the best may be missing (``recall`` of the lists says
         how many at most, on the whole), and a longer list may hold one that the shorter one missed.
@@ -138,10 +136,9 @@ class VectorFile(RowFile):
     def _on_gpu(self, queries: np.ndarray, k: int, dead: np.ndarray) -> Iterator[np.ndarray] | None:
         """``_candidates`` from the GPUs, or None if they cannot answer every question."""
         assert self.gpu is not None
-        recall = DEFAULT_RECALL if self.lists is None else self.lists.recall
         pools = []
         for query in queries:
-            found = self.gpu.candidates(self, query, k, dead, recall)
+            found = self.gpu.candidates(self, query, k, dead)
             if found is None:
                 return None
             rows, first = found

@@ -181,7 +181,6 @@ def performance_lines(figures: Performance | None) -> list[str]:
     lines = [
         f"run        {figures.started}, {duration(figures.seconds)}{ended}{rate}",
         f"model      {figures.model}, {figures.precision}: {figures.why}",
-        f"decoder    {figures.decoder}",
     ]
     for name, stage, what, worker in (
         ("reading", figures.reading, "files", "thread"),

@@ -404,6 +404,18 @@ def test_only_pictures_three_times_as_large_are_shrunk() -> None:
         assert decoded(saved(Image.new("RGB", (side, side)), "JPEG"), size=32).image.size == (wanted, wanted)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_a_large_jpeg_is_read_at_an_eighth(options: dict[str, Any]) -> None:
+    """Size 60 needs 90 pixels, an eighth of 720. Of 8 x 8 equal pixels one is left: the colours that went in."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = blocks(120, 90, 8)
+    result = decoded(saved(picture, "JPEG", quality=95, subsampling=0, exif=exif, **options), size=60)
+    assert (result.width, result.height, result.image.size) == (720, 960, (90, 120))
+    wanted = blocks(120, 90, 1).transpose(Transpose.ROTATE_270)
+    assert np.abs(pixels(result.image) - pixels(wanted)).max() <= 4
+
+
 def test_extreme_shapes() -> None:
     for width, height in ((1, 1), (1, 5000), (20000, 10)):
         for kind in ("PNG", "JPEG"):

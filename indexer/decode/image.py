@@ -35,9 +35,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
-from indexer.decode.large_jpeg import LargeJpegs
 from indexer.errors import DecodeError
-from indexer.later import compiles
 
 MARGIN = 1.5
 """A large picture is shrunk while it is decoded, to no less than so many times what the model takes, a side."""
@@ -45,7 +43,6 @@ MAX_PIXELS = 150_000_000
 """Pixels that a picture may have. A baseline JPEG is shrunk while it is read: there, those that are really decoded."""
 
 _HUGE_PIXELS = 25_000_000
-_large_jpegs = LargeJpegs()
 _huge = threading.Lock()  # one huge picture at a time: up to 600 MB each, whatever the number of threads
 
 # Pillow reports through warnings and a logger what the reason of a DecodeError says, or what does not matter to a
@@ -84,7 +81,7 @@ def decode_image(data: bytes, *, size: int, look: Callable[[ImageFile], object] 
     name, open_as = _recognise(data)
     try:
         with open_as(io.BytesIO(data)) as picture:
-            decoded = _decode(picture, data, size)
+            decoded = _decode(picture, size)
             if look is not None:  # not before: Pillow decodes a whole PNG to look for its EXIF, however large it is
                 look(picture)
             return decoded
@@ -101,39 +98,21 @@ def decode_image(data: bytes, *, size: int, look: Callable[[ImageFile], object] 
         raise DecodeError(f"the {name} file is damaged: {reason or type(exc).__name__}") from exc
 
 
-def decoder() -> str:
-    """What decodes pictures here, with its version."""
-    import PIL
-    from PIL import features
-
-    turbo = features.version_feature("libjpeg_turbo")
-    jpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version_codec('jpg')}"
-    faster = ", at an eighth with numba" if compiles() else ""
-    return f"Pillow {PIL.__version__}, {jpeg} (large JPEG shrunk while decoding{faster})"
-
-
-def _decode(picture: ImageFile, data: bytes, size: int) -> DecodedImage:
+def _decode(picture: ImageFile, size: int) -> DecodedImage:
     width, height = picture.size
     decoded_pixels = width * height
-    eighth = False
     if isinstance(picture, JpegImagePlugin.JpegImageFile):
         least = math.ceil(MARGIN * size)
         picture.draft(picture.mode, (least, least))
         # A progressive JPEG keeps the coefficients of the whole picture in memory, however small it is drafted.
         if not picture.info.get("progressive"):
             decoded_pixels = picture.size[0] * picture.size[1]
-            eighth = min(width, height) >= 8 * least  # the least that libjpeg makes
     if decoded_pixels > MAX_PIXELS:
         raise DecodeError(f"the picture is too large: {width} x {height} pixels; the limit is {MAX_PIXELS:,} pixels")
     with _huge if decoded_pixels > _HUGE_PIXELS else contextlib.nullcontext():
-        image: Image.Image = picture
-        pixels = _large_jpegs.eighth(data) if eighth else None
-        if pixels is not None:
-            image = Image.fromarray(pixels)
-        else:
-            picture.load()
+        picture.load()
         orientation, taken = _exif(picture)
-        image = _to_rgb(image, picture.info.get("icc_profile"), size)
+        image = _to_rgb(picture, size)
     image.info = {}  # profile, EXIF and comments would travel through every queue
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
@@ -233,8 +212,10 @@ def _moment(date: object, offset: object) -> float | None:
 # --- colour
 
 
-def _to_rgb(image: Image.Image, profile: bytes | None, size: int) -> Image.Image:
+def _to_rgb(picture: ImageFile, size: int) -> Image.Image:
     """Any of Pillow's modes to RGB in sRGB, shrunk as early as its mode allows, so that the rest is cheap."""
+    image: Image.Image = picture
+    profile = picture.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     elif image.has_transparency_data and image.mode not in ("LA", "RGBA"):
