@@ -95,7 +95,7 @@ def test_a_question_in_plain_words_imports_what_it_needs(mini_index: Path) -> No
     run, modules = ask(mini_index, "a cat", "-k", "1", "--kind", "image")
     assert "cat.jpg" in run.stdout
     assert modules & NEVER == set()
-    assert "indexer.onnx_numpy" in modules  # the reranker has looked
+    assert "mmsearch.rerank.fusion_numpy" in modules  # the reranker has looked
 
 
 def test_nor_does_an_answer_in_text_import_more(mini_index: Path) -> None:

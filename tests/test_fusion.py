@@ -12,11 +12,11 @@ import torch
 from safetensors.numpy import load_file
 
 from indexer.errors import ModelError, UsageError
-from indexer.onnx_numpy import Network
 from indexer.types import Modality
 from mmsearch.rerank import PictureSide, TextSide, export
 from mmsearch.rerank.fusion import FUSIONS, Compressor, Fusion, FusionShape, pooled
-from mmsearch.rerank.fusion_onnx import FASTER_AFTER, OUTPUTS, FusionReranker, open_session
+from mmsearch.rerank.fusion_numpy import FUSION
+from mmsearch.rerank.fusion_onnx import OUTPUTS, FusionReranker, open_session
 
 LINES = {
     "text->image": {"dual": 1.0, "fusion": 2.0, "bias": -1.0},
@@ -273,31 +273,42 @@ class TestExport:
                     )
                     assert logit == pytest.approx(seen.logits.item(), abs=1e-4)
 
-    def test_the_first_runs_are_by_numpy_and_all_say_the_same(self, tmp_path: Path) -> None:
-        reranker = FusionReranker(exported(tmp_path, model(), Compressor(shape())))
+    def test_a_folder_of_before_has_a_graph_and_says_the_same(self, tmp_path: Path) -> None:
+        made = model()
+        folder = exported(tmp_path, made, Compressor(shape()))
         rng = np.random.default_rng(0)
         text = TextSide("", rng.standard_normal((4, 6)).astype(np.float32))
         pictures = [PictureSide(rng.standard_normal((9, 8)).astype(np.float32)) for _ in range(3)]
         pairs = np.array([(0, 2), (0, 0), (0, 1)])
-        scores = []
-        for run in range(FASTER_AFTER + 2):
-            assert ("_session" in vars(reranker)) is (run > FASTER_AFTER)
-            scores.append(reranker.score([text], pictures, pairs))
-        assert np.ptp(scores[0]) > 0.1 and np.allclose(scores, scores[0], rtol=0, atol=1e-5)
+        new = FusionReranker(folder)
+        scores, look = new.score([text], pictures, pairs), new.look(text, pictures[1])
+        assert np.ptp(scores) > 0.1
+        (folder / "fusion.safetensors").unlink()
+        export._write_onnx(folder / "fusion.onnx", made)
+        old = FusionReranker(folder)
+        assert np.allclose(old.score([text], pictures, pairs), scores, rtol=0, atol=1e-5)
+        again = old.look(text, pictures[1])
+        assert again.logit == pytest.approx(look.logit, abs=1e-5)
+        assert np.allclose(again.attention, look.attention, atol=1e-6)
+        assert np.allclose(again.weights, look.weights, atol=1e-6)
+        assert not isinstance(old.network, type(new.network))
 
     @pytest.mark.parametrize(("fusion", "layers"), SHAPES)
     def test_every_output_is_that_of_torch(self, fusion: str, layers: int, tmp_path: Path) -> None:
         made = model(fusion, layers)
-        folder = exported(tmp_path, made, Compressor(shape(fusion, layers)))
         words, mask, tokens = sides(texts=5, words=7, pictures=2)
         text, picture = torch.tensor([4, 0, 2]), torch.tensor([1, 1, 0])
-        session = open_session(folder / "fusion.onnx")
+        export._write_onnx(tmp_path / "fusion.onnx", made)
+        networks = [open_session(tmp_path / "fusion.onnx")]
+        if fusion == FUSION:
+            exported(tmp_path / "new", made, Compressor(shape(fusion, layers)))
+            networks.append(FusionReranker(tmp_path / "new").network)
         inputs = {"words": words, "mask": mask, "tokens": tokens, "text": text, "picture": picture}
         given = {name: value.numpy() for name, value in inputs.items()}
         with torch.no_grad():
             expected = made.pairs(words, mask, tokens, text, picture)
-        for found in (session.run(list(OUTPUTS), given), Network(folder / "fusion.onnx").run(OUTPUTS, given)):
-            for one, other in zip(found, expected, strict=True):
+        for network in networks:
+            for one, other in zip(network.run(list(OUTPUTS), given), expected, strict=True):
                 assert one.shape == tuple(other.shape) and np.allclose(one, other.numpy(), atol=1e-5)
 
     def test_a_model_that_is_being_trained_is_exported_without_its_dropout(self, tmp_path: Path) -> None:
@@ -306,19 +317,20 @@ class TestExport:
         exported(tmp_path, made, Compressor(shape()).train())
         assert not any(module.training for module in made.modules())
 
-    def test_large_weights_are_stored_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        made = model(size=96, products=64)
-        long = (exported(tmp_path / "long", made, Compressor(shape())) / "fusion.onnx").stat().st_size
+    @pytest.mark.parametrize(("fusion", "file"), [("cross", "fusion.safetensors"), ("gated", "fusion.onnx")])
+    def test_large_weights_are_stored_short(
+        self, fusion: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = model(fusion, size=96, products=64)
+        long = (exported(tmp_path / "long", made, Compressor(shape())) / file).stat().st_size
         monkeypatch.setattr(export, "LARGEST", 1000)
         folder = exported(tmp_path / "short", made, Compressor(shape()))
-        assert 0.4 < (folder / "fusion.onnx").stat().st_size / long < 0.75
+        assert 0.4 < (folder / file).stat().st_size / long < 0.75
         words, mask, tokens = sides()
         text, picture = all_pairs(4, 3)
         inputs = {"words": words, "mask": mask, "tokens": tokens, "text": text, "picture": picture}
-        run = open_session(folder / "fusion.onnx").run
         given = {name: value.numpy() for name, value in inputs.items()}
-        (found,) = run(["logits"], given)
-        assert np.allclose(Network(folder / "fusion.onnx").run(["logits"], given)[0], found, atol=1e-5)
+        (found,) = FusionReranker(folder).network.run(["logits"], given)
         with torch.no_grad():
             expected = made.pairs(words, mask, tokens, text, picture).logits.numpy()
         difference = np.abs(found - expected).max()
@@ -344,20 +356,35 @@ class TestExport:
 
     def test_what_computes_otherwise_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The folder is then no reranker: it has no config."""
-        write = export._write_onnx
+        write = export._write_network
 
-        def wrong(path: Path, fusion: Fusion) -> None:
+        def wrong(folder: Path, fusion: Fusion, *, short: bool) -> Path:
             other = Fusion(fusion.shape).eval()
             other.load_state_dict(fusion.state_dict())
             with torch.no_grad():
-                other.meeting.compare.head[3].bias += 0.01
-            write(path, other)
+                other.meeting.get_parameter("compare.head.3.bias" if kind == "cross" else "head.3.bias").add_(0.01)
+            return write(folder, other, short=short)
 
-        exported(tmp_path, model(), Compressor(shape()))
-        monkeypatch.setattr(export, "_write_onnx", wrong)
-        with pytest.raises(ModelError, match=r"exported logits differ from those of torch by 0\.01"):
-            exported(tmp_path, model(), Compressor(shape()))
-        assert not (tmp_path / "config.json").exists()
+        monkeypatch.setattr(export, "_write_network", wrong)
+        for kind in ("cross", "merged"):
+            with monkeypatch.context() as right:
+                right.setattr(export, "_write_network", write)
+                exported(tmp_path, model(kind), Compressor(shape(kind)))
+            with pytest.raises(ModelError, match=r"exported logits differ from those of torch by 0\.01"):
+                exported(tmp_path, model(kind), Compressor(shape(kind)))
+            assert not (tmp_path / "config.json").exists()
+
+    def test_an_export_of_another_kind_leaves_nothing_of_the_first(self, tmp_path: Path) -> None:
+        """The folder of a run, and that to which it is copied."""
+        for kind, file, other in (
+            ("cross", "fusion.safetensors", "fusion.onnx"),
+            ("gated", "fusion.onnx", "fusion.safetensors"),
+            ("cross", "fusion.safetensors", "fusion.onnx"),
+        ):
+            run = exported(tmp_path / "run", model(kind), Compressor(shape(kind)))
+            export.copy_reranker(run, tmp_path / "out")
+            for folder in (run, tmp_path / "out"):
+                assert (folder / file).exists() and not (folder / other).exists(), kind
 
     def test_tokens_that_an_index_has_no_room_for(self, tmp_path: Path) -> None:
         large = shape(width=2000)
@@ -366,9 +393,11 @@ class TestExport:
 
     def test_a_copy_holds_what_a_package_needs(self, tmp_path: Path) -> None:
         run = exported(tmp_path / "run", model(), Compressor(shape()))
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "bank.safetensors").write_bytes(b"of another reranker")
         (run / "log.jsonl").write_text("{}\n")
         export.copy_reranker(run, tmp_path / "out")
-        names = ["calibration.json", "compressor.safetensors", "config.json", "fusion.onnx"]
+        names = ["calibration.json", "compressor.safetensors", "config.json", "fusion.safetensors"]
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
         for name in names:
             assert (tmp_path / "out" / name).read_bytes() == (run / name).read_bytes()
@@ -380,3 +409,6 @@ class TestExport:
         }
         with pytest.raises(ModelError, match=r"config\.json"):
             export.copy_reranker(tmp_path / "nothing", tmp_path / "other")
+        (run / "fusion.safetensors").unlink()
+        with pytest.raises(ModelError, match=r"cannot load the reranker .*fusion\.onnx"):
+            export.copy_reranker(run, tmp_path / "other")

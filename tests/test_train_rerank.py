@@ -470,7 +470,7 @@ class TestRun:
         assert load_state(tmp_path / "parts" / "checkpoints" / "last.safetensors")["step"] == 25
         assert not (tmp_path / "parts" / "config.json").exists()
         parts = train_rerank(tmp_path / "parts", settings, resume=True, cache=tmp_path, device="cpu")
-        for name in ("compressor.safetensors", "fusion.onnx", "calibration.json", "bank.safetensors"):
+        for name in ("compressor.safetensors", "fusion.safetensors", "calibration.json", "bank.safetensors"):
             assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
         logs = [[{k: v for k, v in event.items() if k != "seconds"} for event in events(run)] for run in (parts, whole)]
         assert logs[0] == logs[1] and logs[0][-2]["epoch"] == 3
@@ -556,7 +556,7 @@ def test_from_captions_to_reranked_answers(tmp_path: Path) -> None:
     exported = mmsearch("train", "export", "--run", tmp_path / "run", "--out", tmp_path / "packaged")
     assert exported.returncode == 0, exported.stderr
     assert {path.name for path in (tmp_path / "packaged").iterdir()} == {
-        *("bank.safetensors", "calibration.json", "compressor.safetensors", "config.json", "fusion.onnx")
+        *("bank.safetensors", "calibration.json", "compressor.safetensors", "config.json", "fusion.safetensors")
     }
     where = ["--index", tmp_path / "index", "--reranker", tmp_path / "packaged"]
     indexed = mmsearch("index", tmp_path / "data" / "images", *where)

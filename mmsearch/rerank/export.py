@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from indexer.tokens import TokenFormat
 from mmsearch.rerank.bank import QueryBank
 from mmsearch.rerank.folder import CALIBRATION, CONFIG
 from mmsearch.rerank.fusion import Compressor, Fusion
+from mmsearch.rerank.fusion_numpy import FUSION
 from mmsearch.rerank.fusion_onnx import (
     ARCHITECTURE,
     BANK,
@@ -27,9 +29,10 @@ from mmsearch.rerank.fusion_onnx import (
     INPUTS,
     MODEL,
     OUTPUTS,
+    WEIGHTS,
     FusionCompressor,
     FusionReranker,
-    open_session,
+    open_network,
 )
 
 OPSET = 17
@@ -52,9 +55,9 @@ AXES = {
 
 
 def check_exportable() -> None:
-    """Raise UsageError unless what ``export`` needs is installed."""
+    """Raise UsageError unless what writes a network as a graph is installed."""
     if importlib.util.find_spec("onnx") is None:
-        raise UsageError("a reranker is exported with onnx, which is not installed; pip install 'mmsearch[train]'")
+        raise UsageError("a network is exported with onnx, which is not installed; pip install 'mmsearch[train]'")
 
 
 def export(
@@ -81,11 +84,13 @@ def export(
         ``folder``.
 
     Raises:
-        UsageError: the tokens would take more room than an index gives them, or onnx is not installed.
+        UsageError: the tokens would take more room than an index gives them, or onnx is not installed and the fusion
+            is of a kind that NumPy does not run.
         ModelError: what was written computes something else.
     """
-    check_exportable()
     shape = fusion.shape
+    if shape.fusion != FUSION:
+        check_exportable()
     compressor, fusion = compressor.cpu().eval(), fusion.cpu().eval()
     large = 4 * sum(parameter.numel() for parameter in fusion.parameters()) > LARGEST
     if large:
@@ -94,15 +99,13 @@ def export(
     (folder / CONFIG).unlink(missing_ok=True)
     weights = {key: tensor.detach().float().contiguous() for key, tensor in compressor.state_dict().items()}
     save_file(weights, folder / COMPRESSOR)
-    _write_onnx(folder / MODEL, fusion)
-    if large:
-        _store_short(folder / MODEL)
+    network = _write_network(folder, fusion, short=large)
     fingerprint = _digest(encoder.encode(), (folder / COMPRESSOR).read_bytes())
     format = TokenFormat(name, fingerprint, shape.side**2, shape.width)
     numpy_side = FusionCompressor(
         format, encoder, {key: tensor.numpy() for key, tensor in weights.items()}, shape.grid, shape.side
     )
-    _check(folder, compressor, fusion, numpy_side)
+    _check(compressor, fusion, numpy_side, open_network(folder, format))
     (folder / BANK).unlink(missing_ok=True)
     if bank is not None:
         bank.save(folder / BANK)
@@ -111,7 +114,7 @@ def export(
         "architecture": ARCHITECTURE,
         "name": name,
         "encoder": encoder,
-        "fingerprint": _digest(fingerprint.encode(), (folder / MODEL).read_bytes()),
+        "fingerprint": _digest(fingerprint.encode(), network.read_bytes()),
         "tokens": {"count": format.count, "width": format.width, "fingerprint": fingerprint},
         "grid": shape.grid,
         "side": shape.side,
@@ -129,11 +132,29 @@ def copy_reranker(run: Path, out: Path) -> None:
     Raises:
         ModelError: there is no reranker in ``run``, or a damaged one.
     """
-    assert FusionReranker(run).compressor is not None  # refuses what is no model
+    reranker = FusionReranker(run)
+    assert reranker.compressor is not None and reranker.network is not None  # refuses what is no model
     out.mkdir(parents=True, exist_ok=True)
-    for name in (COMPRESSOR, MODEL, BANK, CALIBRATION, CONFIG):
-        if name != BANK or (run / BANK).exists():
+    for name in (COMPRESSOR, WEIGHTS, MODEL, BANK, CALIBRATION, CONFIG):
+        if (run / name).exists():
             shutil.copyfile(run / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)  # of another reranker, which lay there before
+
+
+def _write_network(folder: Path, fusion: Fusion, *, short: bool) -> Path:
+    """Write the joint encoder, with weights in float16 if they shall be ``short``, and return its file."""
+    for name in (WEIGHTS, MODEL):
+        (folder / name).unlink(missing_ok=True)  # an earlier export may have been of another kind
+    if fusion.shape.fusion == FUSION:
+        kind = torch.float16 if short else torch.float32
+        weights = {key: tensor.detach().to(kind).contiguous() for key, tensor in fusion.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        return folder / WEIGHTS
+    _write_onnx(folder / MODEL, fusion)
+    if short:
+        _store_short(folder / MODEL)
+    return folder / MODEL
 
 
 class _Exported(nn.Module):
@@ -205,14 +226,13 @@ def _example(fusion: Fusion, texts: int = 3, words: int = 5, pictures: int = 2) 
 
 
 @torch.inference_mode()
-def _check(folder: Path, compressor: Compressor, fusion: Fusion, numpy_side: FusionCompressor) -> None:
+def _check(compressor: Compressor, fusion: Fusion, numpy_side: FusionCompressor, network: Any) -> None:
     """Raise ModelError unless the files compute what torch does, on inputs of other sizes than the export saw."""
     shape = fusion.shape
     patches = torch.randn(2, shape.grid**2, shape.patch_size, generator=torch.Generator().manual_seed(1))
     _compare("tokens", numpy_side.compress(patches.numpy()), compressor(patches), TOLERANCE)
     inputs = _example(fusion, texts=4, words=9, pictures=3)
-    session = open_session(folder / MODEL)
-    found = session.run(list(OUTPUTS), {key: value.numpy() for key, value in zip(INPUTS, inputs, strict=True)})
+    found = network.run(list(OUTPUTS), {key: value.numpy() for key, value in zip(INPUTS, inputs, strict=True)})
     for output, one, other in zip(OUTPUTS, found, fusion(*inputs), strict=True):
         _compare(output, one, other, TOLERANCE)
 

@@ -4,13 +4,15 @@ A folder holds it:
 
     config.json             what it is, whose patches and states it reads, T and W, how many candidates
     compressor.safetensors  the picture side: patches (P, F) of a picture to tokens (T, W)
-    fusion.onnx             the joint encoder: words (C, L, S), mask (C, L), tokens (I, T, W), text (K,), picture (K,)
-                            to logits (K,), attention (K, L, T) and weights (K, L); pair k is text[k] with picture[k]
+    fusion.safetensors      the joint encoder's weights, for ``mmsearch.rerank.fusion_numpy``; or
+    fusion.onnx             the joint encoder itself, of another kind of fusion or exported by an older mmsearch
     bank.safetensors        vectors of texts (K, D) and of pictures (M, D), see ``mmsearch.rerank.bank``; may be missing
     calibration.json        for each direction the log-odds of a match, from those of the first stage and the logit
 
-``attention`` says where in the picture each word looked (rows sum to 1), ``weights`` how much each word counted (the
-real ones sum to 1); a search asks for the logits alone.
+The joint encoder leads words (C, L, S), mask (C, L), tokens (I, T, W), text (K,) and picture (K,) to logits (K,),
+attention (K, L, T) and weights (K, L); pair k is text[k] with picture[k]. ``attention`` says where in the picture each
+word looked (rows sum to 1), ``weights`` how much each word counted (the real ones sum to 1); a search asks for the
+logits alone.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import numpy as np
 from indexer import onnx_session
 from indexer.encoders.mini_text import gelu
 from indexer.errors import ModelError, UsageError
-from indexer.onnx_numpy import Network, Unsupported
 from indexer.text_tower.mapped import map_tensors
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
@@ -33,17 +34,17 @@ from mmsearch.calibration import FusedLine
 from mmsearch.rerank import Look, PictureSide, TextSide
 from mmsearch.rerank.bank import QueryBank
 from mmsearch.rerank.folder import CONFIG, read_json, read_lines
+from mmsearch.rerank.fusion_numpy import NumpyFusion
 
 ARCHITECTURE = "fusion"
 """What ``config.json`` says of a folder that this file can read."""
-COMPRESSOR, MODEL, BANK = "compressor.safetensors", "fusion.onnx", "bank.safetensors"
+COMPRESSOR, BANK = "compressor.safetensors", "bank.safetensors"
+WEIGHTS, MODEL = "fusion.safetensors", "fusion.onnx"
 INPUTS = ("words", "mask", "tokens", "text", "picture")
 OUTPUTS = ("logits", "attention", "weights")
 EPSILON = 1e-5
 THREADS = 2
 """The model is small, and other work goes on beside it."""
-FASTER_AFTER = 4
-"""Runs after which onnxruntime is loaded: it takes two thirds of NumPy's time, and four times that to be imported."""
 PAIRS = 256
 """Pairs that the model is given at once: what it holds in between is then some hundred megabytes at most."""
 
@@ -131,7 +132,6 @@ class FusionReranker:
         except (KeyError, TypeError, ValueError) as exc:
             raise ModelError(f"the reranker in {folder} is damaged ({type(exc).__name__}: {exc})") from exc
         self.calibration: Mapping[tuple[Modality, Modality], FusedLine] = read_lines(folder)
-        self._runs = 0
 
     @cached_property
     def compressor(self) -> Compressor:
@@ -174,7 +174,8 @@ class FusionReranker:
         Raises:
             ModelError: the network cannot be loaded, fails, or does not say where its words look.
         """
-        if not {output.name for output in self._session.get_outputs()}.issuperset(OUTPUTS):
+        network = self.network
+        if not isinstance(network, NumpyFusion) and not {one.name for one in network.get_outputs()}.issuperset(OUTPUTS):
             raise ModelError(
                 f"the reranker {self.name} cannot explain: {self._folder / MODEL} has no outputs that say where words "
                 f"look ({' and '.join(OUTPUTS[1:])}); export it again, or name another one"
@@ -202,14 +203,10 @@ class FusionReranker:
             "text": text.astype(np.int64),
             "picture": picture.astype(np.int64),
         }
-        count = len(pairs)
-        self._runs += 1
-        network = self._network if self._runs <= FASTER_AFTER and "_session" not in self.__dict__ else None
+        count, network = len(pairs), self.network
         try:
-            found: list[np.ndarray] = (network or self._session).run(list(outputs), inputs)
-        except ModelError:
-            raise
-        except Exception as exc:  # the library's errors have no base but this
+            found: list[np.ndarray] = network.run(list(outputs), inputs)
+        except Exception as exc:  # onnxruntime's errors have no base but this
             raise ModelError(f"the reranker {self.name} failed on {count} pairs: {exc}") from exc
         if found[0].shape != (count,) or not all(np.isfinite(one).all() for one in found):
             raise ModelError(
@@ -218,20 +215,32 @@ class FusionReranker:
         return found
 
     @cached_property
-    def _network(self) -> Network | None:
-        """The joint encoder in NumPy; None if it has something in it that only onnxruntime can run."""
-        try:
-            return Network(self._folder / MODEL)
-        except (OSError, Unsupported):
-            return None
+    def network(self) -> Any:
+        """The joint encoder, whose ``run`` is that of ``NumpyFusion``.
 
-    @cached_property
-    def _session(self) -> Any:
-        return open_session(self._folder / MODEL)
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        return open_network(self._folder, self._format)
+
+
+def open_network(folder: Path, tokens: TokenFormat) -> Any:
+    """The joint encoder in ``folder``, which reads ``tokens``: a ``NumpyFusion``, or a session of onnxruntime.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    path = folder / WEIGHTS
+    if not path.exists():
+        return open_session(folder / MODEL)
+    try:
+        return NumpyFusion(map_tensors(path), tokens)
+    except (KeyError, ValueError) as exc:
+        raise ModelError(f"cannot load the reranker {path} ({type(exc).__name__}: {exc})") from exc
 
 
 def open_session(path: Path) -> Any:
-    """The joint encoder in ``path``, ready to run.
+    """The joint encoder in ``path``, ready to run in onnxruntime.
 
     Raises:
         ModelError: it cannot be loaded.

@@ -27,6 +27,7 @@ from mmsearch.library import mini_calibration
 from mmsearch.rerank.bank import QueryBank
 from mmsearch.rerank.export import check_exportable, export
 from mmsearch.rerank.fusion import Compressor, Fusion, FusionShape, pooled
+from mmsearch.rerank.fusion_numpy import FUSION
 from mmsearch.training.average import Ema
 from mmsearch.training.checkpoint import load_state, save_state
 from mmsearch.training.features import Patches, Reader, Words, picture_vectors
@@ -82,7 +83,8 @@ def train_rerank(
         UsageError: the data, the encoder, the folds or the settings do not fit.
         KeyboardInterrupt: after a checkpoint was written from which ``resume`` goes on.
     """
-    check_exportable()
+    if settings.fusion != FUSION:
+        check_exportable()
     keep_freed_memory()
     run = _Run(out, settings, pick_device(device), cache or out / FEATURES, resume, log)
     run.fit()
