@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 import mmsearch
+from indexer.add import Addition
 from indexer.changes import Piece, Put
 from indexer.index import Index
-from indexer.pipeline import Addition
 from indexer.types import Asset, Modality
 
 QUESTION = "a dog runs through the snow"

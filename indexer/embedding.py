@@ -72,7 +72,8 @@ def settle_precision(
             f"the pictures of the index in {index.folder} are computed in {held}, and stay so; name another folder for "
             f"{chosen}"
         )
-    if own is not None and own.adopt(held, index.ranges()).precision != held:
+    ranges = index.ranges() if held == INT8 else {}
+    if own is not None and not own.is_settled(held, ranges) and own.adopt(held, ranges).precision != held:
         say(f"pictures are computed in float32 here: {own.verdict.why}")
 
 

@@ -37,11 +37,14 @@ _number_of_threads = threading.Lock()  # torch's default, while it is one for th
 
 
 class Lanes:
-    """Threads that embed batches of prepared pictures. ``with`` stops them."""
+    """Threads that embed batches of prepared pictures, one for each stream of ``encoder`` and no more than ``most``.
 
-    def __init__(self, embed: Embed, encoder: Encoder) -> None:
+    A single one computes on all cores. ``with`` stops them.
+    """
+
+    def __init__(self, embed: Embed, encoder: Encoder, most: int = sys.maxsize) -> None:
         self._embed = embed
-        self.count = streams(encoder)
+        self.count = min(streams(encoder), most)
         self.meter = Meter(self.count)
         self._limits = ExitStack()
         self._warm = False

@@ -5,30 +5,27 @@ walk ─► compare with the catalogue ─► read, hash, decode (threads, ahead
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from indexer.add_tokens import add_tokens
 from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
-from indexer.content import Digest
-from indexer.decode import FPS, TEXT_EXTENSIONS, iter_passages, reads_ocr
+from indexer.decode import FPS, TEXT_EXTENSIONS, reads_ocr
 from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
-from indexer.embedding import Embed, adopted, check_same_model, embed_with, embedding, encode_each, settle_precision
+from indexer.embedding import adopted, check_same_model, embed_with, encode_each, settle_precision
 from indexer.encoders import Encoder
 from indexer.encoders.precision import FLOAT32
-from indexer.errors import DecodeError, UsageError
 from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
@@ -44,8 +41,6 @@ from indexer.types import Asset, Modality, Skipped
 from indexer.writer import IndexWriter
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from indexer.background_lists import BackgroundLists
 
 MAX_TEXT_BYTES = 20_000_000
@@ -54,16 +49,6 @@ MAX_TEXT_BYTES = 20_000_000
 _CHANGES_BATCH = 256
 _RACY_NS = 2_000_000_000
 """A file stamped less than this long ago may change again within the same tick of its file system's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """An image or a text from memory that is to be searchable under the caller's own ``key``."""
-
-    key: str
-    image: Image | None = None
-    text: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def update(
@@ -144,61 +129,6 @@ def _pool(
     precision = index.manifest.precision or FLOAT32
     model = Model(encoder.name, encoder.fingerprint, precision, index.ranges())
     return Processes(partial(load_embed, model, compressor), devices, say)
-
-
-def add(index: Index, encoder: Encoder, additions: Sequence[Addition], *, compressor: Compressor | None = None) -> None:
-    """Store objects from memory; one with a key that is there already takes its place.
-
-    Pictures get tokens as in ``update``.
-
-    Raises:
-        UsageError: an addition has no key, or not exactly one of image and text, or metadata that is not JSON.
-        ModelMismatch, ModelError, StorageError: as in ``update``; additions before the failing batch are stored.
-    """
-    check_same_model(index, encoder)
-    with index.writing() as writer:
-        embed = embedding(writer, encoder, compressor)
-        for start in range(0, len(additions), IMAGE_BATCH):
-            batch = {addition.key: addition for addition in additions[start : start + IMAGE_BATCH]}
-            puts: list[Change] = [_put_addition(encoder, embed, addition, writer.digest) for addition in batch.values()]
-            with index.catalogue.read() as reader:
-                replaced = reader.asset_ids(keys=list(batch))
-            changes: list[Change] = [Remove(replaced)] if replaced else []
-            writer.apply(changes + puts)
-
-
-def _put_addition(encoder: Encoder, embed: Embed, addition: Addition, by: Digest) -> Put:
-    if not addition.key or (addition.image is None) == (addition.text is None):
-        raise UsageError(f"item {addition.key!r}: give a key and exactly one of image and text")
-    tokens = None
-    if addition.image is not None:
-        image = addition.image.convert("RGB")
-        digest = by.of(repr(image.size).encode() + image.tobytes())
-        ((vector, row),) = embed([encoder.prepare(image)])
-        pieces, vectors, tokens = [Piece(Modality.IMAGE)], vector[None], _one_row(row)
-        size = len(image.tobytes())
-    else:
-        data = str(addition.text).encode()
-        digest, size = by.of(data), len(data)
-        try:
-            pieces = list(_passages(encoder, io.BytesIO(data), ".txt"))
-        except DecodeError as exc:
-            raise UsageError(f"item {addition.key!r}: {exc}") from exc
-        vectors = encoder.encode_texts([piece.text or "" for piece in pieces])
-    modality = pieces[0].modality
-    asset = Asset("", modality, size, time.time_ns(), digest, key=addition.key, metadata=addition.metadata)
-    return Put(asset, pieces, vectors, tokens=tokens)
-
-
-def _one_row(row: np.ndarray | None) -> np.ndarray | None:
-    """The packed tokens of one picture as those of an asset with one piece."""
-    return None if row is None else row[None]
-
-
-def _passages(encoder: Encoder, stream: BinaryIO, suffix: str) -> Iterator[Piece]:
-    found = iter_passages(stream, suffix=suffix, capacity=encoder.max_tokens, count_tokens=encoder.count_tokens)
-    for passage in found:
-        yield Piece(Modality.TEXT, passage.span, passage.text)
 
 
 class _Run:
@@ -521,9 +451,7 @@ __all__ = [
     "IMAGE_BATCH",
     "MAX_TEXT_BYTES",
     "TEXT_BATCH",
-    "Addition",
     "Progress",
-    "add",
     "add_tokens",
     "check_same_model",
     "update",

@@ -44,6 +44,7 @@ MAX_IMAGE_BYTES = 300_000_000
 _HEAD = 4096
 """Bytes by which TypeScript is told from a transport stream: no packet of one is without a control character."""
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -64,7 +65,7 @@ class Read:
     vanished: bool = False
 
 
-def read_ahead(read: Callable[[T], Read], todo: Iterable[T]) -> Generator[Read, None, None]:
+def read_ahead(read: Callable[[T], R], todo: Iterable[T]) -> Generator[R, None, None]:
     """``read`` of everything in ``todo``, in order, by threads that stay ahead of whoever takes the results.
 
     Closing it stops the threads.
@@ -74,7 +75,7 @@ def read_ahead(read: Callable[[T], Read], todo: Iterable[T]) -> Generator[Read, 
     # What a model's own transform computes with torch would else wait for a core at every step.
     pool = ThreadPoolExecutor(threads, thread_name_prefix="mmsearch-read", initializer=one_core)
     try:
-        waiting: deque[Future[Read]] = deque()
+        waiting: deque[Future[R]] = deque()
         for one in todo:
             waiting.append(pool.submit(read, one))
             if len(waiting) >= ahead:

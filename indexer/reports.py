@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from indexer.performance import Performance
 from indexer.types import Skipped
@@ -60,3 +61,31 @@ class UpdateReport:
     skipped_before: int = 0
     performance: Performance | None = None
     """Where the time went; None for a run that had nothing to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedAddition:
+    """What was given from memory under ``key`` and is not in the index, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """What one ``add`` did with what it was given; ``seconds`` is wall time and ``items`` counts vectors.
+
+    ``added`` have new keys. ``updated`` took the place of what stood under their key, in the index or before them in
+    the same call. ``skipped`` could not be taken, in the order in which they were given; what stood under their keys
+    still does. The three add up to everything that was given.
+    """
+
+    added: int = 0
+    updated: int = 0
+    items: int = 0
+    seconds: float = 0.0
+    skipped: tuple[SkippedAddition, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report in plain values, for JSON."""
+        return asdict(self)

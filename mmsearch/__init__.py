@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from indexer.add import Addition
     from indexer.errors import (
         DecodeError,
         IndexBusy,
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
-    from indexer.pipeline import Addition
-    from indexer.reports import Progress, TokensReport, UpdateReport
+    from indexer.reports import AddReport, Progress, SkippedAddition, TokensReport, UpdateReport
     from indexer.types import Asset, Item, Modality, Skipped, Span
     from indexer.writer import VerifyReport
     from mmsearch.library import Library, Status, open
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Addition": "indexer.pipeline",
+    "AddReport": "indexer.reports",
+    "Addition": "indexer.add",
     "Asset": "indexer.types",
     "DecodeError": "indexer.errors",
     "Explanation": "mmsearch.rerank.explanation",
@@ -60,6 +61,7 @@ _HOME = {
     "Reranker": "mmsearch.rerank",
     "Searcher": "mmsearch.search",
     "Skipped": "indexer.types",
+    "SkippedAddition": "indexer.reports",
     "Span": "indexer.types",
     "Status": "mmsearch.library",
     "StorageError": "indexer.errors",
@@ -72,6 +74,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AddReport",
     "Addition",
     "Asset",
     "DecodeError",
@@ -92,6 +95,7 @@ __all__ = [
     "Reranker",
     "Searcher",
     "Skipped",
+    "SkippedAddition",
     "Span",
     "Status",
     "StorageError",

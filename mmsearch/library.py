@@ -33,10 +33,10 @@ from mmsearch.search import Hits, Searcher, exact_hits
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from indexer.add import Addition
     from indexer.derive import Say, Tuning
     from indexer.performance import Performance
-    from indexer.pipeline import Addition
-    from indexer.reports import Progress, TokensReport, UpdateReport
+    from indexer.reports import AddReport, Progress, TokensReport, UpdateReport
     from indexer.writer import VerifyReport
     from mmsearch.rerank.explanation import Explanation
     from mmsearch.showing import Moment
@@ -372,21 +372,33 @@ class Library:
             )
         return add_tokens(index, self.encoder, compressor, progress, say)
 
-    def add(self, items: Sequence[Addition], *, tokens: bool = True) -> None:
+    def add(self, items: Sequence[Addition], *, tokens: bool = True, say: Say = lambda _: None) -> AddReport:
         """Make images and texts from memory searchable under the caller's own keys; a key that is there is replaced.
+
+        Many at once cost far less than one after the other: the model is given them in batches. An item that cannot be
+        taken is named in the report, with the reason, and the others are stored; see ``indexer.add.add``.
 
         Args:
             tokens: as in ``index``.
 
         Raises:
+            UsageError: ``items`` is not a sequence of ``Addition``; nothing was stored.
             ModelMismatch: the index holds the tokens of another reranker.
-            UsageError: an item has no key, or not exactly one of image and text.
-            IndexBusy, StorageError: the index cannot be written.
+            ModelError: the model fails on everything.
+            IndexBusy, StorageError: the index cannot be written; it holds what was committed.
         """
-        from indexer.pipeline import add
+        from indexer.add import add
 
-        add(self._index_with_tower(), self.encoder, items, compressor=self._compressor() if tokens else None)
+        report = add(
+            self._index_with_tower(),
+            self.encoder,
+            items,
+            compressor=self._compressor() if tokens else None,
+            precision=self._precision,
+            say=say,
+        )
         self._prepare_if_possible(None, lambda _: None)
+        return report
 
     def query(
         self,
@@ -656,10 +668,12 @@ def mini_calibration() -> dict[tuple[Modality, Modality], calibration.Line]:
 
 
 def _read_image(image: Image | str | os.PathLike[str] | None, size: int) -> Image | None:
-    if image is None or not isinstance(image, (str, os.PathLike)):
-        return image
-    from indexer.decode import decode_image  # Pillow is only needed when a picture asks
+    if image is None:
+        return None
+    from indexer.decode import decode_image, decode_opened  # Pillow is only needed when a picture asks
 
+    if not isinstance(image, (str, os.PathLike)):
+        return decode_opened(image, size=size).image
     try:
         data = Path(image).read_bytes()
     except OSError as exc:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import mmsearch
-from indexer.pipeline import Addition
+from indexer.add import Addition
 from mmsearch import asking
 from mmsearch.__main__ import main
 from mmsearch.cli import app

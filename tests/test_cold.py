@@ -15,8 +15,8 @@ from conftest import SAMPLES
 from test_text_tower import make
 
 import mmsearch
+from indexer.add import Addition
 from indexer.errors import ModelMismatch
-from indexer.pipeline import Addition
 from indexer.text_tower.encoder import ExportedEncoder
 from indexer.text_tower.folder import DESCRIPTION, WEIGHTS
 from mmsearch.questions import PROMPT

@@ -233,20 +233,6 @@ def test_adding_a_key_again_replaces_it(library: mmsearch.Library) -> None:
     assert library.verify().sound
 
 
-@pytest.mark.parametrize(
-    "addition",
-    [
-        mmsearch.Addition("", text="x"),
-        mmsearch.Addition("a"),
-        mmsearch.Addition("a", text="x", image=Image.new("RGB", (1, 1))),
-        mmsearch.Addition("a", text="   "),
-    ],
-)
-def test_additions_that_make_no_sense(library: mmsearch.Library, addition: mmsearch.Addition) -> None:
-    with pytest.raises(mmsearch.UsageError, match="item"):
-        library.add([addition])
-
-
 # -- several threads ---------------------------------------------------------------------------------------------------
 
 

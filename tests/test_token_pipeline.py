@@ -14,13 +14,14 @@ from conftest import BLUE, GREEN, RED, SAMPLES
 from PIL import Image
 
 from indexer import reading
+from indexer.add import Addition, add
 from indexer.changes import Remove
 from indexer.decode import decode_image
 from indexer.discover import Found
 from indexer.encoders.mini import MiniEncoder
 from indexer.errors import ModelError, ModelMismatch
 from indexer.index import Index
-from indexer.pipeline import Addition, add, add_tokens, update
+from indexer.pipeline import add_tokens, update
 from indexer.reading import IMAGE_BATCH
 from indexer.reports import Progress, TokensReport
 from indexer.tokens import TokenFormat, pack, unpack

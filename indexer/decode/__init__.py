@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from indexer.decode.image import MAX_PIXELS, DecodedImage, decode_image, is_picture
+from indexer.decode.image import MAX_PIXELS, DecodedImage, decode_image, decode_opened, is_picture
 from indexer.decode.streams import (
     FPS,
     KINDS,
@@ -33,6 +33,7 @@ __all__ = [
     "Source",
     "decode",
     "decode_image",
+    "decode_opened",
     "is_moving",
     "is_picture",
     "is_script",

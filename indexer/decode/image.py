@@ -98,6 +98,39 @@ def decode_image(data: bytes, *, size: int, look: Callable[[ImageFile], object] 
         raise DecodeError(f"the {name} file is damaged: {reason or type(exc).__name__}") from exc
 
 
+def decode_opened(picture: Image.Image, *, size: int) -> DecodedImage:
+    """A picture that the caller has in memory, as ``decode_image`` makes it of a file.
+
+    What PIL opened is read, and taken for its file: upright, and by its profile. Any other is what its pixels are.
+    PIL keeps what it has read in ``picture``, which is otherwise left as it is.
+
+    Raises DecodeError: it has no pixels, or cannot be read, or PIL opened it and it has more than MAX_PIXELS.
+    May be called from several threads, but for one picture from one at a time.
+    """
+    width, height = picture.size
+    if not width * height:
+        raise DecodeError("the picture has no pixels")
+    orientation, taken, profile = 1, None, None
+    try:
+        if isinstance(picture, ImageFile):
+            if width * height > MAX_PIXELS:
+                raise DecodeError(f"the picture is too large: {width} x {height} pixels; the limit is {MAX_PIXELS:,}")
+            with _huge if width * height > _HUGE_PIXELS else contextlib.nullcontext():
+                picture.load()
+            orientation, taken = _exif(picture)
+            profile = picture.info.get("icc_profile")
+        image = _to_rgb(picture, profile, size)
+    except DecodeError:
+        raise
+    except MemoryError as exc:
+        raise DecodeError("the picture needs more memory than there is") from exc
+    except Exception as exc:  # as above; also what was closed, or is at work elsewhere
+        reason = " ".join(str(exc).split())[:120]
+        raise DecodeError(f"the picture cannot be read: {reason or type(exc).__name__}") from exc
+    image.info = {}
+    return _upright(DecodedImage(image, taken, width, height), orientation)
+
+
 def _decode(picture: ImageFile, size: int) -> DecodedImage:
     width, height = picture.size
     decoded_pixels = width * height
@@ -112,13 +145,9 @@ def _decode(picture: ImageFile, size: int) -> DecodedImage:
     with _huge if decoded_pixels > _HUGE_PIXELS else contextlib.nullcontext():
         picture.load()
         orientation, taken = _exif(picture)
-        image = _to_rgb(picture, size)
+        image = _to_rgb(picture, picture.info.get("icc_profile"), size)
     image.info = {}  # profile, EXIF and comments would travel through every queue
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
-    if orientation in (5, 6, 7, 8):
-        width, height = height, width
-    return DecodedImage(image, taken, width, height)
+    return _upright(DecodedImage(image, taken, width, height), orientation)
 
 
 # --- which decoder
@@ -186,6 +215,16 @@ _UPRIGHT = {
 """EXIF orientation (Exif 2.32, tag 0x0112) to the turn that undoes it."""
 
 
+def _upright(decoded: DecodedImage, orientation: int) -> DecodedImage:
+    """A picture as it is to be shown, from the way in which it is stored."""
+    if orientation not in _UPRIGHT:
+        return decoded
+    width, height = decoded.width, decoded.height
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    return DecodedImage(decoded.image.transpose(_UPRIGHT[orientation]), decoded.taken, width, height)
+
+
 def _exif(picture: ImageFile) -> tuple[int, float | None]:
     """Orientation and time; 1 and None where EXIF is absent or broken, for that must not cost the picture."""
     orientation, taken = 1, None
@@ -212,10 +251,8 @@ def _moment(date: object, offset: object) -> float | None:
 # --- colour
 
 
-def _to_rgb(picture: ImageFile, size: int) -> Image.Image:
+def _to_rgb(image: Image.Image, profile: bytes | None, size: int) -> Image.Image:
     """Any of Pillow's modes to RGB in sRGB, shrunk as early as its mode allows, so that the rest is cheap."""
-    image: Image.Image = picture
-    profile = picture.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     elif image.has_transparency_data and image.mode not in ("LA", "RGBA"):

@@ -97,6 +97,7 @@ class Precision(ABC):
         self._questions = questions
         self._where = where
         self.verdict = Verdict(FLOAT32, "nothing else was decided")
+        self._settled: str | None = None
         self.ranges: Mapping[str, np.ndarray] = {}
         """What int8 has to know of the numbers in this model, by name; kept with an index that is in int8."""
 
@@ -114,6 +115,7 @@ class Precision(ABC):
             raise UsageError(f"no precision is called {asked!r}: say {', '.join(PRECISIONS)} or {AUTO}")
         if asked == AUTO:
             self.verdict = self._fastest()
+            self._settled = self.verdict.precision
             self._release()
             return self.verdict.precision
         if asked != FLOAT32 and asked not in self.kinds:
@@ -129,8 +131,14 @@ class Precision(ABC):
         """Go on in the precision of an index, with its ``ranges``, if that is faster than float32 here."""
         self.ranges = ranges
         self.verdict = self._continued(precision)
+        self._settled = precision
         self._release()
         return self.verdict
+
+    def is_settled(self, precision: str, ranges: Mapping[str, np.ndarray]) -> bool:
+        """Whether this was decided, or adopted, before."""
+        same = ranges.keys() == self.ranges.keys() and all(np.array_equal(ranges[k], self.ranges[k]) for k in ranges)
+        return self._settled == precision and same
 
     def _continued(self, precision: str) -> Verdict:
         """What is used here for an index that is in ``precision``."""

@@ -48,10 +48,11 @@ def show(picture: str | os.PathLike[str] | Image, size: int) -> Shown:
         UsageError: there is no such file.
         DecodeError: it is no picture.
     """
-    if not isinstance(picture, (str, os.PathLike)):
-        return Shown(picture.convert("RGB"), None, picture.size)
-    from indexer.decode import decode_image
+    from indexer.decode import decode_image, decode_opened
 
+    if not isinstance(picture, (str, os.PathLike)):
+        opened = decode_opened(picture, size=size)
+        return Shown(opened.image, None, (opened.width, opened.height))
     path = os.fspath(picture)
     try:
         decoded = decode_image(Path(path).read_bytes(), size=size)
