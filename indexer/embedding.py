@@ -73,8 +73,12 @@ def settle_precision(
             f"{chosen}"
         )
     ranges = index.ranges() if held == INT8 else {}
-    if own is not None and not own.is_settled(held, ranges) and own.adopt(held, ranges).precision != held:
+    if own is None or own.is_settled(held, ranges):
+        return
+    if own.adopt(held, ranges).precision != held:
         say(f"pictures are computed in float32 here: {own.verdict.why}")
+    elif own.ranges and not ranges:  # lost, and observed again
+        index.keep_precision(held, own.ranges)
 
 
 def embedding(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -268,21 +267,27 @@ def observe(tower: nn.Module, run: Callable[[], T]) -> tuple[dict[str, Tensor], 
         largest = numbers.detach().flatten(0, -2).abs().amax(dim=0)
         seen[name] = torch.maximum(seen[name], largest) if name in seen else largest
 
-    def watch(name: str, module: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def of_patches(_: nn.Module, given: tuple[Any, ...]) -> None:
-            if threading.get_ident() == ours:
-                note(f"{name}.{PATCHES}", cut(given[0], cast("tuple[int, int]", module.kernel_size)))
+    def watched(name: str, module: nn.Module) -> Callable[..., Tensor]:
+        plain = module.forward
 
-        def of_block(_: nn.Module, given: tuple[Any, ...]) -> None:
-            if threading.get_ident() == ours:
-                _step(_parts(module), given[0], lambda product, numbers: note(f"{name}.{product}", numbers))
+        def forward(x: Tensor, *given: Any, **settings: Any) -> Tensor:
+            if threading.get_ident() != ours:
+                return cast(Tensor, plain(x, *given, **settings))
+            if not isinstance(module, nn.Conv2d):
+                return _step(_parts(module), x, lambda product, numbers: note(f"{name}.{product}", numbers))
+            note(f"{name}.{PATCHES}", cut(x, cast("tuple[int, int]", module.kernel_size)))
+            return cast(Tensor, plain(x))
 
-        return of_patches if isinstance(module, nn.Conv2d) else of_block
+        return forward
 
-    with ExitStack() as hooks:
-        for name, module in _replaceable(tower).items():
-            hooks.callback(module.register_forward_pre_hook(watch(name, module)).remove)
+    watching = _replaceable(tower)
+    try:
+        for name, module in watching.items():
+            module.forward = watched(name, module)
         result = run()
+    finally:
+        for module in watching.values():
+            module.__dict__.pop("forward", None)
     return seen, result
 
 
@@ -366,14 +371,17 @@ def _linear(layer: nn.Module, scale: nn.Module | None = None) -> tuple[Tensor, T
     return (weight, bias) if gamma is None else (weight * gamma.detach()[:, None], bias * gamma.detach())
 
 
-def _step(parts: _Parts, x: Tensor, note: Callable[[str, Tensor], None]) -> None:
-    """What a block does to ``x`` ``(B, L, W)`` in float32; ``note`` is told what each product is given."""
+def _step(parts: _Parts, x: Tensor, note: Callable[[str, Tensor], None]) -> Tensor:
+    """What a block makes of ``x`` ``(B, L, W)`` in float32; ``note`` is told what each product is given."""
     batch, length, width = x.shape
     y = parts.norms[0](x)
     note(QKV, y)
     q, k, v = F.linear(y, *parts.qkv).view(batch, length, 3, parts.heads, -1).permute(2, 0, 3, 1, 4)
     seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
     note(OUT, seen)
-    y = parts.norms[1](x + F.linear(seen, *parts.out))
+    x = x + F.linear(seen, *parts.out)
+    y = parts.norms[1](x)
     note(UP, y)
-    note(DOWN, parts.activation(F.linear(y, *parts.up)))
+    y = parts.activation(F.linear(y, *parts.up))
+    note(DOWN, y)
+    return x + F.linear(y, *parts.down)

@@ -36,7 +36,7 @@ class MiniPrecision(Precision):
         exact, light: open the tower in float32, and in eight bits; None if there is none.
     """
 
-    bounds = Bounds(recall=0.0, worst=0.9, mean=0.99)
+    bounds = Bounds(error=0.2, cosine=0.9)
     pictures = 8
 
     def __init__(
@@ -45,7 +45,7 @@ class MiniPrecision(Precision):
         light: Callable[[], OnnxPictures] | None,
         prepare: Callable[[Image], np.ndarray],
     ) -> None:
-        super().__init__((INT8,) if light else (), prepare, None, "without its file in eight bits")
+        super().__init__((INT8,) if light else (), prepare, None, "with the files that it has")
         self._open_exact = exact
         self._open_light = light
 

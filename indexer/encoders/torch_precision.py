@@ -14,15 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from indexer.encoders.precision import (
-    BFLOAT16,
-    FLOAT32,
-    INT8,
-    LEAST_RACE,
-    Bounds,
-    Precision,
-    calibration_pictures,
-)
+from indexer.encoders.precision import BATCH, BFLOAT16, FLOAT32, INT8, LEAST_RACE, Bounds, Precision
 from indexer.encoders.race import SECONDS, Heat, Race, run_race
 
 if TYPE_CHECKING:
@@ -46,8 +38,8 @@ class TorchPrecision(Precision):
         towers: what the modules of the model are called that pictures go through, the image tower first.
     """
 
-    bounds = Bounds(recall=0.99, worst=0.99, mean=0.99)
-    pictures = 20
+    bounds = Bounds(error=0.1, cosine=0.99)
+    pictures = 12
 
     def __init__(
         self,
@@ -89,13 +81,13 @@ class TorchPrecision(Precision):
             return
         from indexer.encoders.integers import observe
 
-        prepared = np.stack([self._prepare(picture) for picture in calibration_pictures(self.pictures)])
+        prepared = self.prepared()
 
-        def run() -> None:
-            for start in range(0, len(prepared), 4):
-                self._vectors(FLOAT32, prepared[start : start + 4])
+        def run() -> np.ndarray:
+            parts = (prepared[start : start + BATCH] for start in range(0, len(prepared), BATCH))
+            return np.concatenate([self._vectors(FLOAT32, part) for part in parts])
 
-        ranges, _ = observe(next(iter(self._towers.values())), run)
+        ranges, self.exact = observe(next(iter(self._towers.values())), run)
         self.ranges = {name: largest.numpy() for name, largest in ranges.items()}
 
     def _make(self, kind: str) -> None:
