@@ -39,9 +39,6 @@ import cold
 import numpy as np
 from PIL import Image
 
-FLOAT32 = (
-    "from indexer.encoders import precision; precision.INSTRUCTIONS = {}; from mmsearch.__main__ import main; main()"
-)
 FEW = 32
 """Files of the short run of a turn."""
 LARGE, QUALITY, NOISE = (4000, 3000), 90, 4.0
@@ -99,9 +96,9 @@ def run(command: list[str], cwd: Path | None = None, **environment: str) -> Run:
 
 
 def index(folder: Path, index: Path, model: str, *, float32: bool = False) -> list[str]:
-    """Our command; with ``float32``, as on a chip that has no bfloat16."""
-    start = ["-P", "-c", FLOAT32] if float32 else ["-P", "-m", "mmsearch"]
-    return [sys.executable, *start, "index", str(folder), "--index", str(index), "--json", "--model", model]
+    """Our command; with ``float32``, as on a chip that is no faster in fewer bits."""
+    command = [sys.executable, "-P", "-m", "mmsearch", "index", str(folder), "--index", str(index), "--json"]
+    return [*command, "--model", model, "--precision", "float32" if float32 else "auto"]
 
 
 def by_mmsearch(model: str, folder: Path, *, float32: bool = False) -> Run:

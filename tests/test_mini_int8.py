@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SAMPLES
 from PIL import Image
 
-from indexer.encoders import mini_int8
+from indexer.embedding import DEFAULT_PRECISION
 from indexer.encoders.mini import PACKAGED, MiniEncoder
-from indexer.encoders.mini_int8 import FILE, WEIGHTS, FastestPictures, file_of, judge
-from indexer.encoders.precision import FLOAT32, INT8, kept_verdict
+from indexer.encoders.mini_int8 import FILE, WEIGHTS
+from indexer.encoders.precision import FLOAT32, INT8
+from indexer.encoders.race import Race
 from indexer.errors import UsageError
 
 PHOTOS = sorted((SAMPLES / "photos").rglob("*.jpg"))
 
 
-def computes_eight_bits() -> bool:
-    """Whether this chip adds products of bytes without overflow, as far as the system says what it can do."""
-    told = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").is_file() else ""
-    return any(name in told for name in ("avx512_vnni", "avx_vnni", "asimddp"))
-
-
-EIGHT_BITS = pytest.mark.skipif(not computes_eight_bits(), reason="this chip has no instructions for eight bits")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nobody has decided yet."""
-    monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(mini_int8, "PICTURES", 8)
-    return tmp_path / "cache"
-
-
 # -- the tower ---------------------------------------------------------------------------------------------------------
 
 
-@EIGHT_BITS
 def test_it_says_of_photographs_what_float32_says() -> None:
     model = MiniEncoder("cpu")
     prepared = np.stack([model.prepare(Image.open(path)) for path in PHOTOS[:24]])
@@ -101,132 +81,64 @@ def test_without_pictures_there_are_no_ranges(tmp_path: Path) -> None:
 # -- when it is used ---------------------------------------------------------------------------------------------------
 
 
-def test_the_verdict_wants_the_vectors_it_was_made_for_and_wants_them_faster() -> None:
-    rng = np.random.default_rng(0)
-    exact = rng.normal(size=(32, 512)).astype(np.float32)
-    near = exact + 0.05 * rng.normal(size=exact.shape).astype(np.float32)
-    good = judge(exact, 3 * near, 2.0)
-    assert good.precision == INT8 and good.pictures == 32 and good.gain == 2.0
-    assert good.why.startswith("int8 was held against float32: cosine 0.998")
-    assert good.why.endswith(", 2.0 times as fast, on 32 pictures")
-    slow = judge(exact, near, 1.05)
-    assert slow.precision == FLOAT32 and slow.why.startswith("int8 is no faster here: cosine 0.998")
-    wrong = near.copy()
-    wrong[5] = exact[6]  # one picture of 32
-    assert judge(exact, wrong, 2.0).why.startswith("int8 gives other vectors here: cosine 0.96")
-    assert judge(exact, np.full_like(exact, np.nan), 2.0).why == "int8 gives vectors that are not finite here"
+def test_float32_is_computed_until_something_else_is_decided_and_then_that_alone_is_held() -> None:
+    model = MiniEncoder("cpu")
+    precision = model.precision
+    assert precision is not None and precision.kinds == (INT8,)
+    prepared = np.stack([model.prepare(Image.open(path)) for path in PHOTOS[:2]])
+    exact = model.encode_prepared(prepared)
+    precision._race = lambda kind: Race(kind, 2.0, 0.1, "a: 1 ms, in float32 2 ms")  # type: ignore[method-assign]
+    assert precision.adopt(INT8, {}).precision == INT8
+    assert "_exact" not in vars(precision) and "_light" in vars(precision)
+    light = model.encode_prepared(prepared)
+    assert not np.array_equal(exact, light) and (exact * light).sum(axis=1).min() > 0.95
+    assert precision.adopt(FLOAT32, {}).precision == FLOAT32
+    assert "_light" not in vars(precision) and np.array_equal(model.encode_prepared(prepared), exact)
 
 
-class Tower:
-    """A tower that says of a picture what its pixels are, and ``factor`` times that as patches; takes ``seconds``."""
-
-    def __init__(self, factor: float, seconds: float = 0.0) -> None:
-        self.factor, self.seconds, self.seen = factor, seconds, 0
-
-    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.seen += len(pixels)
-        end = time.thread_time() + self.seconds
-        while time.thread_time() < end:
-            pass
-        return pixels.reshape(len(pixels), -1).astype(np.float32), self.factor * pixels.astype(np.float32)
+def test_a_race_tells_how_fast_it_is_here() -> None:
+    precision = MiniEncoder("cpu").precision
+    assert precision is not None
+    race = precision._race(INT8)
+    assert 0.2 < race.gain < 10 and "a picture: " in race.figures
 
 
-def made(exact: Tower, light: Callable[[], Any]) -> FastestPictures:
-    return FastestPictures(lambda: exact, light, "some weights")  # type: ignore[arg-type,return-value]
-
-
-def pixels(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, 255, (count, 3, 2, 2), np.uint8)
-
-
-def test_the_first_pictures_get_float32s_vectors_and_the_next_those_of_eight_bits(cache: Path) -> None:
-    exact, light = Tower(1, 0.004), Tower(2)
-    tower = made(exact, lambda: light)
-    for number in range(4):
-        assert tower.verdict.why == "int8 is used once 8 pictures were compared" and not cache.exists()
-        given = pixels(2, number)
-        rows, patches = tower(given)
-        np.testing.assert_array_equal(rows, given.reshape(2, -1))
-        np.testing.assert_array_equal(patches, given)
-    assert tower.verdict.precision == INT8 and kept_verdict(file_of("some weights")) == tower.verdict
-    assert (exact.seen, light.seen) == (8, 8)
-    np.testing.assert_array_equal(tower(pixels(3))[1], 2.0 * pixels(3))
-    assert (exact.seen, light.seen) == (8, 11)
-    other = made(Tower(1), lambda: light)
-    assert other.verdict == tower.verdict
-    np.testing.assert_array_equal(other(pixels(1))[1], 2.0 * pixels(1))
-
-
-def test_where_eight_bits_are_no_faster_float32_stays(cache: Path) -> None:
-    exact, light = Tower(1), Tower(2, 0.002)
-    tower = made(exact, lambda: light)
-    tower(pixels(8))
-    assert tower.verdict.precision == FLOAT32 and tower.verdict.why.startswith("int8 is no faster here: ")
-    np.testing.assert_array_equal(tower(pixels(3))[1], pixels(3))
-    assert light.seen == 8
-
-
-def test_several_threads_decide_once(cache: Path) -> None:
-    exact, light = Tower(1, 0.002), Tower(2)
-    tower = made(exact, lambda: light)
-    threads = [threading.Thread(target=lambda: [tower(pixels(1, n)) for n in range(20)]) for _ in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert tower.verdict.precision == INT8 and tower.verdict.pictures == 8
-    assert exact.seen <= 8 + len(threads)
-
-
-def test_a_file_that_cannot_be_opened_is_said_once_and_tried_again_by_the_next_process(
-    cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken() -> Any:
-        raise RuntimeError("no such\n  operator")
-
-    tower = made(Tower(1), broken)
-    for _ in range(3):
-        np.testing.assert_array_equal(tower(pixels(8))[1], pixels(8))
-    assert tower.verdict.precision == FLOAT32
-    why = "the tower in int8 cannot be opened (no such operator)"
-    assert [record.getMessage() for record in caplog.records] == [f"pictures are computed in float32: {why}"]
-    assert not cache.exists()
-
-
-def test_that_of_other_weights_is_not_used(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_opened_or_is_of_other_weights_leaves_float32_and_is_named(tmp_path: Path) -> None:
     shutil.copytree(PACKAGED, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"fingerprint": "another"}))
-    model = MiniEncoder("cpu", tmp_path / "model")
-    pictures = [Image.open(path) for path in PHOTOS[:2]]
-    np.testing.assert_array_equal(model.encode_images(pictures), MiniEncoder("cpu").encode_images(pictures))
-    assert "was made of other weights" in caplog.text
+    for content, why in ((None, "was made of other weights"), (b"no network", "its file cannot be opened: ")):
+        if content is not None:
+            (tmp_path / "model" / FILE).write_bytes(content)
+        precision = MiniEncoder("cpu", tmp_path / "model").precision
+        assert precision is not None and precision.decide() == FLOAT32 and why in precision.verdict.why
+        with pytest.raises(UsageError, match=why):
+            precision.decide(INT8)
     (tmp_path / "model" / FILE).unlink()
-    assert MiniEncoder("cpu", tmp_path / "model").precision is None
+    absent = MiniEncoder("cpu", tmp_path / "model").precision
+    assert absent is not None and absent.decide() == FLOAT32
+    with pytest.raises(UsageError, match="cannot be computed in int8 with the files that it has"):
+        absent.decide(INT8)
 
 
-def test_a_run_says_what_it_computed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command, in a new user's cache folder; the next run begins with what the first found out."""
-    monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "cache"))
-    rng = np.random.default_rng(0)
+def test_a_run_says_what_it_computed_in(tmp_path: Path) -> None:
+    """The command, as a new user has it; the index says it, and the next run goes on in it."""
     (tmp_path / "photos").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != DEFAULT_PRECISION}
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, status: int = 0) -> str:
         command = [sys.executable, "-m", "mmsearch", *arguments, "--index", str(tmp_path / "index")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        assert done.returncode == status, done.stderr
+        return done.stdout or done.stderr
 
-    for number in range(mini_int8_pictures() + 8):
-        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).resize((64, 64)).save(
-            tmp_path / "photos" / f"{number:02}.png"
-        )
+    shutil.copy(PHOTOS[0], tmp_path / "photos" / "a.jpg")
+    run("index", str(tmp_path / "photos"), "--device", "cpu", "--precision", "int8")
+    assert "precision  int8" in run("status")
+    said = run("status", "--performance")
+    assert "the index is in int8" in said and "times as fast as in float32 on this chip (a picture: " in said
+    shutil.copy(PHOTOS[1], tmp_path / "photos" / "b.jpg")
     run("index", str(tmp_path / "photos"), "--device", "cpu")
-    verdict = kept_verdict(file_of(MiniEncoder().fingerprint))
-    assert verdict is not None and verdict.pictures >= mini_int8_pictures()
-    assert verdict.why in run("status", "--performance")
-
-
-def mini_int8_pictures() -> int:
-    """As many as a process compares that the tests did not change."""
-    return 32
+    assert json.loads(run("status", "--json"))["precision"] == "int8"
+    refused = run("index", str(tmp_path / "photos"), "--precision", "float32", status=2)
+    assert "are computed in int8, and stay so" in refused
