@@ -89,7 +89,7 @@ def test_what_moved_is_known_and_what_is_new_gets_a_digest_of_the_same_kind(
     found = digests(folder)
     assert found.pop("") == by.of(b"a blue line")
     assert found == {path.name: by.of(path.read_bytes()) for path in photos.iterdir()}
-    assert json.loads((folder / "manifest.json").read_text())["format"] == 4
+    assert json.loads((folder / "manifest.json").read_text())["format"] == 5
     assert number(folder) == ([] if older else [(1,)])
 
 

@@ -17,11 +17,12 @@ from PIL import Image
 
 from indexer.embedding import encode_each
 from indexer.encoders.load import load_encoder
+from indexer.encoders.precision import FLOAT32
 from indexer.errors import MmsearchError, ModelError, UsageError
 from indexer.index import Index
 from indexer.lanes import in_parts
 from indexer.pipeline import update
-from indexer.processes import Make, Processes, load_embed
+from indexer.processes import Make, Model, Processes, load_embed
 from indexer.reading import IMAGE_BATCH
 from indexer.types import Modality
 
@@ -171,8 +172,8 @@ def test_an_index_made_by_two_processes_is_the_one_made_by_one(tmp_path: Path, m
 def test_a_process_loads_the_model_of_the_index_or_says_that_it_is_another() -> None:
     encoder = load_encoder("mini", "cpu")
     prepared = encoder.prepare(Image.new("RGB", (40, 30), "teal"))
-    ((vector, tokens),) = load_embed("mini", encoder.fingerprint, None, "cpu", print)([prepared])
+    ((vector, tokens),) = load_embed(Model("mini", encoder.fingerprint, FLOAT32, {}), None, "cpu", print)([prepared])
     np.testing.assert_allclose(vector, encoder.encode_prepared(prepared[None])[0], atol=1e-6)
     assert tokens is None
     with pytest.raises(ModelError, match="the model mini was changed while it was loaded"):
-        load_embed("mini", "c0ffee", None, "cpu", print)
+        load_embed(Model("mini", "c0ffee", FLOAT32, {}), None, "cpu", print)

@@ -528,12 +528,12 @@ def test_the_first_writer_brings_a_folder_to_this_format(old: Path) -> None:
             writer.adopt_tokens(FORMAT_A)
             writer.put_tokens(np.array([2]), some_tokens(2))
             writer.apply([put("/new", 3, some_tokens(3))])
-            assert index.manifest.format == FORMAT == 4
+            assert index.manifest.format == FORMAT == 5
         assert before.tokens(np.array([2]))[1].tolist() == [False]
         assert before.reader.items_at(Modality.IMAGE, [0])[0].asset.path == "/a.png"
     two, three = wide(2, 3)
     with Index.open(old) as index:
-        assert index.manifest.format == 4 and index.manifest.created == "2025-01-01T00:00:00+00:00"
+        assert index.manifest.format == 5 and index.manifest.created == "2025-01-01T00:00:00+00:00"
         assert tokens_by_path(index) == {"/a.png": None, "/b.png": two, "/new": three}
         with index.snapshot() as snapshot:
             assert [item.text for item in snapshot.reader.items_at(Modality.TEXT, [0, 1]).values()] == ["one", "two"]

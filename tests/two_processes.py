@@ -13,7 +13,7 @@ from colour_encoder import PatchColourEncoder
 from indexer.embedding import Embed, embed_with
 from indexer.errors import ModelError, UsageError
 from indexer.fitting import Fitting
-from indexer.processes import Processes, Say
+from indexer.processes import Model, Processes, Say
 from indexer.tokens import Compressor
 
 
@@ -40,9 +40,9 @@ def five_at_most(device: str, say: Say) -> Embed:
     return Fitting(little, "pictures", say)
 
 
-def colours(model: str, fingerprint: str, compressor: Compressor | None, device: str, say: Say) -> Embed:
+def colours(model: Model, compressor: Compressor | None, device: str, say: Say) -> Embed:
     """The encoder of the tests."""
-    assert (model, fingerprint) == (PatchColourEncoder.name, PatchColourEncoder.fingerprint)
+    assert (model.name, model.fingerprint) == (PatchColourEncoder.name, PatchColourEncoder.fingerprint)
     return embed_with(PatchColourEncoder(), compressor, say)
 
 
