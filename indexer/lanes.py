@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol
@@ -33,13 +34,17 @@ class Pool(Protocol):
     def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]: ...
 
 
+PATIENCE = 1.0
+"""Seconds for which a stop has to wait for what is being computed, or as long as one picture takes."""
+
 _number_of_threads = threading.Lock()  # torch's default, while it is one for the thread that is being set up
 
 
 class Lanes:
     """Threads that embed batches of prepared pictures, one for each stream of ``encoder`` and no more than ``most``.
 
-    A single one computes on all cores. ``with`` stops them.
+    A single one computes on all cores. ``with`` stops them; where it is left by an error, or by Ctrl-C, a batch is
+    given up within ``PATIENCE``: a slow model is given its pictures in parts that take no longer.
     """
 
     def __init__(self, embed: Embed, encoder: Encoder, most: int = sys.maxsize) -> None:
@@ -47,8 +52,10 @@ class Lanes:
         self.count = min(streams(encoder), most)
         self.meter = Meter(self.count)
         self._limits = ExitStack()
-        self._warm = False
+        self._seconds: float | None = None
+        """That one picture took, of late."""
         self._warming = threading.Lock()
+        self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(
             self.count, thread_name_prefix="mmsearch-model", initializer=one_core if self.count > 1 else None
         )
@@ -64,6 +71,8 @@ class Lanes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._limits.close()
 
@@ -75,14 +84,25 @@ class Lanes:
         return self._pool.submit(self._run, prepared)
 
     def _run(self, prepared: list[np.ndarray]) -> list[Embedded]:
-        if not self._warm and self.count > 1 < len(prepared):
+        if self._seconds is None and self.count > 1 < len(prepared):
             with self._warming:  # one picture loads the weights, and only once; other lanes wait no longer than that
-                if not self._warm:
+                if self._seconds is None:
                     with self.meter.work(0):
-                        encode_each(self._embed, prepared[:1])
-                    self._warm = True
+                        self._embed_part(prepared[:1])
         with self.meter.work(len(prepared)):
-            return encode_each(self._embed, prepared)
+            results: list[Embedded] = []
+            while len(results) < len(prepared):
+                size = int(PATIENCE / self._seconds) if self._seconds else len(prepared)
+                results += self._embed_part(prepared[len(results) : len(results) + max(1, size)])
+            return results
+
+    def _embed_part(self, part: list[np.ndarray]) -> list[Embedded]:
+        if self._stopping.is_set():
+            raise CancelledError
+        began = time.perf_counter()
+        found = encode_each(self._embed, part)
+        self._seconds = (time.perf_counter() - began) / len(part)
+        return found
 
 
 def in_parts(lanes: Pool, batch: list[np.ndarray], size: int) -> list[Embedded]:

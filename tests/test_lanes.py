@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,12 @@ from indexer.errors import ModelError
 from indexer.lanes import Lanes, in_parts
 from indexer.reading import IMAGE_BATCH
 from indexer.types import Modality
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, a batch is one part, but where a test says otherwise."""
+    monkeypatch.setattr("indexer.lanes.PATIENCE", 1e6)
 
 
 class TwoStreams(ColourEncoder):
@@ -67,6 +74,32 @@ def test_a_model_that_fails_on_everything_is_an_error_in_the_thread_that_asks() 
 
     with Lanes(fail, ColourEncoder()) as lanes, pytest.raises(ModelError, match="no memory left on the card"):
         lanes.submit(pictures(3)).result()
+
+
+def test_a_stop_waits_for_one_part_of_a_slow_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes more than its patience for a picture is given one at a time, and no other after a stop."""
+    monkeypatch.setattr("indexer.lanes.PATIENCE", 1e-9)
+    seen: list[int] = []
+    third, stopped = threading.Event(), threading.Event()
+
+    def embed(prepared: list[np.ndarray]) -> list[tuple[np.ndarray, None]]:
+        seen.append(len(prepared))
+        if len(seen) == 3:
+            third.set()
+            stopped.wait(timeout=20)
+        return [(np.zeros(4, np.float32), None) for _ in prepared]
+
+    class Slow(ColourEncoder):
+        streams = 2
+
+    lanes = Lanes(embed, Slow())
+    stop = lanes._stopping.set
+    monkeypatch.setattr(lanes._stopping, "set", lambda: (stop(), stopped.set()))
+    with pytest.raises(KeyboardInterrupt), lanes:
+        future = lanes.submit(pictures(32))
+        assert third.wait(timeout=20)
+        raise KeyboardInterrupt
+    assert seen == [1, 1, 1] and isinstance(future.exception(), CancelledError)
 
 
 def test_what_torch_computes_in_a_lane_stays_on_one_core_and_elsewhere_as_it_was() -> None:
