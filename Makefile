@@ -1,12 +1,12 @@
-# make demo: a running search over the sample photographs.  make test: the test suite.
-# Both create the environment in .venv the first time and leave it alone after that.
+# make demo: a running search over the sample photographs.  make test: the test suite.  make quick: a minute of it.
+# All create the environment in .venv the first time and leave it alone after that.
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test quick clean
 
 demo: $(READY)
 	@$(RUN)/mmsearch index samples --index .demo
@@ -20,6 +20,9 @@ test: $(READY)
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	OMP_NUM_THREADS=1 $(RUN)/pytest --numprocesses=2 --dist=loadfile
+
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(RUN)/pytest --numprocesses=2 --dist=loadfile -m 'not slow'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsearch needs Python 3.10 or newer; name one with make PYTHON=python3.12")'

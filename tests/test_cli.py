@@ -107,7 +107,7 @@ def test_status_says_how_the_last_run_spent_its_time(samples_index: Path, tmp_pa
     assert shown.returncode == 0
     first, model, *stages = shown.stdout.splitlines()
     assert first.startswith("run        20") and first.endswith(" pictures/s")
-    assert model == "model      mini, float32: the tests want it so"
+    assert model == "model      mini, float32: the index is in float32"
     assert [line.split()[0] for line in stages] == ["reading", "embedding", "storing"]
     figures = json.loads(mmsearch("status", "--performance", "--json", "--index", samples_index).stdout)
     assert figures["finished"] and figures["embedding"]["count"] == figures["storing"]["count"] > 10

@@ -89,7 +89,7 @@ def test_products_of_bytes_are_exact_up_to_the_largest_weight(shape: tuple[int, 
         assert found.numpy() == pytest.approx((rows @ weight.T) * scale + bias, rel=1e-5, abs=0.05)
 
 
-@pytest.mark.parametrize("architecture", ["ViT-S-32-alt", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP", "ViT-B-16-SigLIP2"])
+@pytest.mark.parametrize("architecture", ["ViT-S-32-alt", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP"])
 def test_a_tower_says_the_same(architecture: str) -> None:
     """Also of pictures that were not observed, and of each whatever its neighbours are."""
     tower = seeded(architecture)
@@ -188,7 +188,7 @@ def test_what_it_cannot_do_is_said() -> None:
         in_integers(nn.Sequential(block, open_clip.transformer.ResidualAttentionBlock(16, 2)), ranges)
 
 
-WEAKER = ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16"]
+WEAKER = ["AVX2", "AVX512_CORE_VNNI"]
 KERNELS = ["test_products_of_bytes_are_exact_up_to_the_largest_weight", "test_a_product_is_what_rounding_by_hand_gives"]
 KERNELS += ["test_a_convolution_that_cuts_into_patches_is_a_product", "test_a_tower_says_the_same[ViT-S-32-alt]"]
 

@@ -35,7 +35,7 @@ from indexer.pipeline import add_tokens, update
 from indexer.rowfile import RowFile
 from indexer.types import VISUAL, Modality
 
-KILLS = 50
+KILLS = 25
 CHILD = Path(__file__).with_name("kill_child.py")
 Paint = Callable[..., Path]
 
@@ -93,7 +93,7 @@ def start(folder: Path, index: Path, *options: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(600)
-def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """Killed at a random moment: the index verifies, all that was reported as committed is there; in the end it is
     equal, vectors and tokens byte by byte, to an index that was never disturbed. Every other run stores its pictures
     without tokens and adds these afterwards."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
 from indexer.errors import UsageError
 from mmsearch.datasets import open_dataset
-from mmsearch.training import combine, dual
+from mmsearch.training import combine, dual, finish
 from mmsearch.training.calibrate import calibrate, fit_logistic, harmless
 from mmsearch.training.checkpoint import load_state
 from mmsearch.training.command import app
@@ -35,6 +36,16 @@ from mmsearch.training.settings import Augmentation, CombineSettings, DualSettin
 from mmsearch.training.sources import kept
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "yellow": (230, 220, 20)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rounded() -> Iterator[list[tuple[Path, int]]]:
+    """The folders whose towers were to be written in eight bits, and from how many pictures; each takes ten seconds:
+    ``test_mini_int8`` writes one."""
+    seen: list[tuple[Path, int]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(finish, "write_int8", lambda folder, pictures: seen.append((folder, len(pictures))))
+        yield seen
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +237,11 @@ class TestDual:
         assert (tmp_path / "same" / HEAD).read_bytes() == before
         train_dual(tmp_path / "other", settings(data, seed=6), cache=cache, device="cpu")
         assert (tmp_path / "other" / HEAD).read_bytes() != before
+
+    def test_the_tower_is_written_in_eight_bits_too(
+        self, run: tuple[Path, list[dict]], rounded: list[tuple[Path, int]]
+    ):
+        assert (run[0], 4) in rounded
 
     @pytest.mark.parametrize("step", [8, 9])
     def test_a_stopped_run_goes_on_bit_for_bit(
