@@ -3,9 +3,9 @@
     python benchmarks/adding.py ../shared/data/flickr8k/images --files 1000
     python benchmarks/adding.py FOLDER --files 300 --one-by-one 50
 
-Both in this process, with the model loaded, taking turns, each into a new index in the same precision. Files are decoded
-when they are indexed; what is added was decoded before, and then is prepared and embedded alike. ``--one-by-one N`` also
-adds so many pictures in a call each.
+Both in this process, with the model loaded, taking turns, each into a new index in the same precision. Files are
+decoded when they are indexed; what is added was decoded before, and then is prepared and embedded alike.
+``--one-by-one N`` also adds so many pictures in a call each.
 """
 
 from __future__ import annotations
