@@ -365,11 +365,12 @@ QUESTIONS: list[dict[str, object]] = [
 ]
 
 
-@pytest.fixture
-def corpus(fused: mmsearch.Library) -> tuple[list[Thing], list[Thing]]:
-    """Forty pictures of tiles, every fifth without tokens and two of them equal, and texts."""
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[mmsearch.Library, list[Thing], list[Thing]]]:
+    """A library of forty pictures of tiles, every fifth without tokens and two of them equal, and texts."""
     rng = np.random.default_rng(11)
-    encoder = PatchColourEncoder()
+    encoder, place = PatchColourEncoder(), tmp_path_factory.mktemp("corpus")
+    fused = mmsearch.open(place / "index", model=encoder, reranker=write_reranker(place / "reranker", encoder))
     pictures = []
     for n in range(40):
         tiles = [(int(tile), PALETTE[c]) for tile, c in zip(rng.integers(0, 16, 6), rng.integers(0, 7, 6), strict=True)]
@@ -382,18 +383,16 @@ def corpus(fused: mmsearch.Library) -> tuple[list[Thing], list[Thing]]:
         for n, (text, row) in enumerate(zip(TEXTS, encoder.encode_texts(TEXTS), strict=True))
     ]
     fused.add([mmsearch.Addition(thing.key, text=thing.text) for thing in texts])
-    return pictures, texts
+    with fused:
+        yield fused, pictures, texts
 
 
 @pytest.mark.parametrize("candidates", [1, 4, 20, 50])
 @pytest.mark.parametrize("question", QUESTIONS, ids=[" ".join(map(str, q)) + str(i) for i, q in enumerate(QUESTIONS)])
 def test_equals_a_loop_over_all_pairs(
-    fused: mmsearch.Library,
-    corpus: tuple[list[Thing], list[Thing]],
-    question: dict[str, object],
-    candidates: int,
+    corpus: tuple[mmsearch.Library, list[Thing], list[Thing]], question: dict[str, object], candidates: int
 ) -> None:
-    pictures, texts = corpus
+    fused, pictures, texts = corpus
     expected = twin(pictures, texts, question, candidates)
     hits = fused.query(**question, k=46, candidates=candidates)  # type: ignore[arg-type]
     assert [(hit.key, hit.reranked) for hit in hits] == [(key, scored) for key, _, scored in expected]
@@ -402,8 +401,9 @@ def test_equals_a_loop_over_all_pairs(
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=[" ".join(map(str, q)) + str(i) for i, q in enumerate(QUESTIONS)])
 def test_the_beginning_of_a_long_list_is_the_short_list(
-    fused: mmsearch.Library, corpus: tuple[list[Thing], list[Thing]], question: dict[str, object]
+    corpus: tuple[mmsearch.Library, list[Thing], list[Thing]], question: dict[str, object]
 ) -> None:
+    fused = corpus[0]
     whole = fused.query(**question, k=46, candidates=12)  # type: ignore[arg-type]
     for k in (1, 3, 11, 12, 13, 30, 45):
         assert fused.query(**question, k=k, candidates=12) == whole[:k]  # type: ignore[arg-type]
@@ -412,8 +412,9 @@ def test_the_beginning_of_a_long_list_is_the_short_list(
 
 
 def test_many_questions_at_once_are_answered_as_one_by_one(
-    fused: mmsearch.Library, corpus: tuple[list[Thing], list[Thing]]
+    corpus: tuple[mmsearch.Library, list[Thing], list[Thing]],
 ) -> None:
+    fused = corpus[0]
     queries = [parse_query(**question) for question in QUESTIONS]  # type: ignore[arg-type]
     together = fused.searcher().search_many(queries, k=9)
     assert together == [fused.searcher().search(query, k=9) for query in queries]
@@ -421,9 +422,10 @@ def test_many_questions_at_once_are_answered_as_one_by_one(
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=[" ".join(map(str, q)) + str(i) for i, q in enumerate(QUESTIONS)])
 def test_without_reranking_the_answers_are_those_of_a_library_that_has_no_reranker(
-    fused: mmsearch.Library, corpus: tuple[list[Thing], list[Thing]], question: dict[str, object]
+    corpus: tuple[mmsearch.Library, list[Thing], list[Thing]], question: dict[str, object]
 ) -> None:
     """Bit for bit, scores and all."""
+    fused = corpus[0]
     with mmsearch.open(fused.folder, model=ColourEncoder()) as plain:
         expected = plain.query(**question, k=46)  # type: ignore[arg-type]
         found = fused.query(**question, k=46, rerank=False)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from indexer.encoders.load import load_encoder
 from indexer.encoders.mini import HEAD, IMAGE, NUMPY_TEXTS, PACKAGED, TEXT, MiniEncoder, weights_digest
+from indexer.encoders.mini_int8 import FILE as INT8_IMAGE
 from indexer.errors import UsageError
 from mmsearch.datasets import open_dataset
 from mmsearch.training import combine, dual, finish
@@ -43,8 +45,13 @@ def rounded() -> Iterator[list[tuple[Path, int]]]:
     """The folders whose towers were to be written in eight bits, and from how many pictures; each takes ten seconds:
     ``test_mini_int8`` writes one."""
     seen: list[tuple[Path, int]] = []
+
+    def note(folder: Path, pictures: list[np.ndarray]) -> None:
+        seen.append((folder, len(pictures)))
+        shutil.copy(PACKAGED / INT8_IMAGE, folder)
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(finish, "write_int8", lambda folder, pictures: seen.append((folder, len(pictures))))
+        patched.setattr(finish, "write_int8", note)
         yield seen
 
 
