@@ -17,6 +17,8 @@ from indexer.changes import Piece, Put, Remove
 from indexer.lists import header_path, read_header
 from indexer.types import Modality
 
+pytestmark = pytest.mark.slow(reason="makes indexes of many rows")
+
 __all__ = ["_small"]
 
 

@@ -26,6 +26,8 @@ from indexer.index import Index
 from indexer.pipeline import IMAGE_BATCH
 from mmsearch.cli import app
 
+pytestmark = pytest.mark.slow(reason="runs the command as a process")
+
 COMMAND = [sys.executable, "-m", "mmsearch"]
 
 

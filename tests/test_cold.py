@@ -21,6 +21,8 @@ from indexer.text_tower.encoder import ExportedEncoder
 from indexer.text_tower.folder import DESCRIPTION, WEIGHTS
 from mmsearch.questions import PROMPT
 
+pytestmark = pytest.mark.slow(reason="asks in processes of their own")
+
 NEVER = {
     "torch",
     "open_clip",

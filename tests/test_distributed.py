@@ -22,6 +22,8 @@ from mmsearch.training.checkpoint import load_state, save_state
 from mmsearch.training.distributed import World, average_gradients, broadcast, gather
 from mmsearch.training.losses import multi_positive_info_nce, sigmoid_loss, triplet_loss
 
+pytestmark = pytest.mark.slow(reason="runs several processes that train")
+
 SIZE = 2
 GROUP = torch.tensor([0, 1, 2, 0, 3, 1, 1, 4])
 """Pictures 0 and 1 have captions in both halves of the batch."""

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SAMPLES
 
+pytestmark = pytest.mark.slow(reason="runs every block of the README")
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"\d[\d,]*\.?\d*")

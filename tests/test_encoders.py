@@ -24,6 +24,8 @@ from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, UsageError
 from indexer.text_tower.mapped import map_tensors
 
+pytestmark = pytest.mark.slow(reason="builds models of every kind")
+
 SAMPLES = Path(__file__).parent.parent / "samples"
 
 TEXTS = [

@@ -30,6 +30,8 @@ from mmsearch.evaluation.retrieval import Way
 from mmsearch.query import Query
 from mmsearch.rerank import PictureSide, TextSide
 
+pytestmark = pytest.mark.slow(reason="evaluates real models")
+
 Paint = Callable[..., Path]
 
 

@@ -41,6 +41,8 @@ from mmsearch.rerank.fusion_onnx import FusionReranker
 from mmsearch.rerank.load import load_reranker
 from mmsearch.rerank.overlay import coloured, draw, heated
 
+pytestmark = pytest.mark.slow(reason="runs the command as a process")
+
 ROOT_2, HALF = math.sqrt(2), math.sqrt(0.5)
 DOG = SAMPLES / "photos" / "animals" / "dog.jpg"
 CORNERS = runpy.run_path(str(ROOT / "benchmarks" / "corners.py"))

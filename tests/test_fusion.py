@@ -18,6 +18,8 @@ from mmsearch.rerank.fusion import FUSIONS, Compressor, Fusion, FusionShape, poo
 from mmsearch.rerank.fusion_numpy import FUSION
 from mmsearch.rerank.fusion_onnx import OUTPUTS, FusionReranker, open_session
 
+pytestmark = pytest.mark.slow(reason="builds and exports networks")
+
 LINES = {
     "text->image": {"dual": 1.0, "fusion": 2.0, "bias": -1.0},
     "image->text": {"dual": 1.5, "fusion": 2.5, "bias": -2.0},

@@ -33,9 +33,12 @@ from indexer.encoders.integers import (  # noqa: E402
 )
 from indexer.encoders.rounding import ZERO, cut  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no products of bytes"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not hasattr(torch.ops.onednn, "qlinear_pointwise"), reason="this torch has no products of bytes"
+    ),
+    pytest.mark.slow(reason="builds whole vision transformers, and repeats kernels in processes of their own"),
+]
 
 
 def seeded(architecture: str) -> nn.Module:

@@ -21,6 +21,8 @@ from indexer.recall import Curve
 from indexer.types import Asset, Modality
 from indexer.vectors import VectorFile, vector_path
 
+pytestmark = pytest.mark.slow(reason="makes indexes of many rows")
+
 DIM = 32
 GENERATION = 1
 

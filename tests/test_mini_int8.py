@@ -21,6 +21,8 @@ from indexer.encoders.precision import FLOAT32, INT8
 from indexer.encoders.race import Race
 from indexer.errors import UsageError
 
+pytestmark = pytest.mark.slow(reason="writes a network and runs commands")
+
 PHOTOS = sorted((SAMPLES / "photos").rglob("*.jpg"))
 
 

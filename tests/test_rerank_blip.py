@@ -39,6 +39,8 @@ from mmsearch.rerank.itm import HUB, ItmReranker, RecentFeatures
 from mmsearch.rerank.itm_torch import ItmModel
 from mmsearch.rerank.load import load_reranker
 
+pytestmark = pytest.mark.slow(reason="loads models of transformers in processes of their own")
+
 PHOTOGRAPHS = ("animals/parrot.jpg", "vehicles/balloon.jpg", "animals/polar-bear.jpg")
 WORDS = ["a red parrot", "bear", "the balloon and the blue and the red and the green and the bear of a parrot", ""]
 

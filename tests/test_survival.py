@@ -35,6 +35,8 @@ from indexer.pipeline import add_tokens, update
 from indexer.rowfile import RowFile
 from indexer.types import VISUAL, Modality
 
+pytestmark = pytest.mark.slow(reason="kills processes again and again")
+
 KILLS = 25
 CHILD = Path(__file__).with_name("kill_child.py")
 Paint = Callable[..., Path]

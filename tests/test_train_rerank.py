@@ -39,6 +39,8 @@ from mmsearch.training.reranked import TO_IMAGE, TO_TEXT, Scored, best_candidate
 from mmsearch.training.run import read_settings, settings_text
 from mmsearch.training.settings import Augmentation, DualSettings, RerankSettings
 
+pytestmark = pytest.mark.slow(reason="trains rerankers")
+
 OFF = Augmentation(crop=0, aspect=0, mirror=0, colour=0)
 
 

@@ -51,6 +51,8 @@ from mmsearch.training.models.load import load_trainable
 from mmsearch.training.models.lora import add_lora, merge_lora
 from mmsearch.training.models.openclip import OpenClipModel
 
+pytestmark = pytest.mark.slow(reason="builds models of every kind")
+
 WORDS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "a", "dog", "red", "car", "and", "the", "sea"]
 TEXTS = ["a dog", "the red car and the sea", "sea"]
 OWN_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

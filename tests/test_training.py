@@ -37,6 +37,8 @@ from mmsearch.training.run import read_settings
 from mmsearch.training.settings import Augmentation, CombineSettings, DualSettings
 from mmsearch.training.sources import kept
 
+pytestmark = pytest.mark.slow(reason="trains models")
+
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "yellow": (230, 220, 20)}
 
 

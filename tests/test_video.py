@@ -33,6 +33,8 @@ from mmsearch.query import parse_query
 from mmsearch.search import Hit
 from mmsearch.things import Scored
 
+pytestmark = pytest.mark.slow(reason="encodes and decodes videos")
+
 RED, GREEN, BLUE, YELLOW = (255, 30, 30), (30, 255, 30), (30, 30, 255), (250, 250, 30)
 SCENES = [Scene(RED, 4), Scene(GREEN, 6), Scene(BLUE, 5, dissolve=1), Scene(RED, 3)]
 CUTS = [4.0, 10.5, 15.0]
