@@ -13,13 +13,11 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,7 +29,6 @@ from indexer.lanes import Embedded
 from indexer.performance import Meter
 from indexer.tokens import Compressor
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 Make = Callable[[str, Say], Embed]
 """Loads the model for the device of that name. It goes to another process: a function of a module, with ``partial``."""
@@ -52,27 +49,28 @@ class Processes:
     def __init__(self, make: Make, devices: Sequence[str], say: Say = lambda _: None) -> None:
         self.count = len(devices)
         self.meter = Meter(self.count)
-        self._start = [partial(_Worker, make, device, say) for device in devices]
-        self._started = ExitStack()
+        self._workers = [_Worker(make, device, say) for device in devices]
         self._free: SimpleQueue[_Worker] = SimpleQueue()
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="mmsearch-device")
 
     def __enter__(self) -> Processes:
-        with ExitStack() as started:  # where one cannot be started, the others are ended
-            for start in self._start:
-                worker = start()
-                started.callback(worker.end)
+        try:
+            for worker in self._workers:
+                worker.start()
                 self._free.put(worker)
-            self._started = started.pop_all()
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._started.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        self._started.close()
+        if error is None:
+            self._threads.shutdown()
+        for worker in self._workers:
+            worker.end()
+        self._threads.shutdown(cancel_futures=True)
 
     def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]:
         """Embed a batch of pictures, each ``(C, H, W)``, on the next device that is free: one result each.
@@ -92,24 +90,26 @@ class Processes:
 
 
 class _Worker:
-    """The process of one device, as seen from here; it begins to load the model.
-
-    Raises:
-        ModelError: the system lets no process be started, or a part of the model cannot be sent to one.
-    """
+    """The process of one device, as seen from here."""
 
     def __init__(self, make: Make, device: str, say: Say) -> None:
-        self._device = device
-        self._say = say
+        self._device, self._say = device, say
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, device), daemon=True)
+        self._connection, self._theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._theirs, make, device), daemon=True)
+
+    def start(self) -> None:
+        """Start it; it loads the model when its first batch comes.
+
+        Raises:
+            ModelError: the system lets no process be started, or a part of the model cannot be sent to one.
+        """
         try:
             self._process.start()
         except Exception as exc:
             raise ModelError(f"cannot start a process that embeds: {exc}; name one device") from exc
         finally:
-            theirs.close()  # so that the end of the process is the end of the pipe
+            self._theirs.close()  # so that the end of the process is the end of the pipe
 
     def embed(self, prepared: list[np.ndarray]) -> list[Embedded]:
         """What the process makes of a batch; it has one at a time."""
@@ -118,61 +118,48 @@ class _Worker:
             while isinstance(reply := self._connection.recv(), str):
                 self._say(f"{self._device}: {reply}")
         except (EOFError, OSError) as exc:
-            raise ModelError(self._ending()) from exc
+            self._process.join(timeout=10)
+            code = self._process.exitcode or 0
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            raise ModelError(
+                f"the process that embedded on {self._device} was ended {how}; the system does so where memory runs "
+                'out, and a script needs its `if __name__ == "__main__":`, for each process imports it. What was committed '
+                "is in the index, and the same command carries on from there, with fewer devices if you leave this out"
+            ) from exc
         if isinstance(reply, MmsearchError):
             raise reply
         found: list[Embedded] = reply
         return found
 
-    def _ending(self) -> str:
-        self._process.join(timeout=10)
-        code = self._process.exitcode or 0
-        how = f"with exit code {code}"
-        if code < 0:
-            how = f"by {signal.Signals(-code).name}"
-            if -code == signal.SIGKILL:
-                how += ", as the system does where memory runs out"
-        elif code > 0:
-            how += ' (a script needs its `if __name__ == "__main__":`, for each process imports it)'
-        return (
-            f"the process that embedded on {self._device} was ended {how}; what was committed is in the index, and the "
-            "same command carries on from there, with fewer devices if you leave this one out"
-        )
-
     def end(self) -> None:
         """End it, whatever it is at."""
-        self._process.kill()
-        self._process.join()
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
         self._connection.close()
 
 
 def _serve(connection: Connection, make: Make, device: str) -> None:
     """What the process does: load the model, then embed batch after batch until it is ended."""
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the process that was started decides
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    embed = _tried(partial(make, device, connection.send), device)
-    with suppress(EOFError, OSError):  # the other end may be gone
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    embed: Embed | None = None
+    with suppress(EOFError, BrokenPipeError):  # the other end may be gone
         while True:
             batch = connection.recv()
-            if isinstance(embed, MmsearchError):
-                connection.send(embed)
-            else:
-                connection.send(_tried(partial(encode_each, embed, batch), device))
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _tried(do: Callable[[], T], device: str) -> T | MmsearchError:
-    """What ``do`` returns, or its error as one that can be sent and is known at the other end."""
-    try:
-        return do()
-    except MmsearchError as exc:
-        return exc
-    except Exception as exc:
-        return ModelError(f"the model fails on {device}: {type(exc).__name__}: {exc}")
+            try:
+                embed = embed or make(device, connection.send)
+                reply: object = encode_each(embed, batch)
+            except MmsearchError as exc:
+                reply = exc
+            except Exception as exc:
+                reply = ModelError(f"the model fails on {device}: {type(exc).__name__}: {exc}")
+            connection.send(reply)
 
 
 @dataclass(frozen=True, slots=True)

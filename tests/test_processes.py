@@ -53,13 +53,11 @@ def test_two_processes_make_what_one_makes_in_order_and_share_the_work() -> None
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
-    started = time.monotonic()
     with (
-        pytest.raises(ModelError, match=r"embedded on ill was ended by SIGKILL, as the system does where memory"),
+        pytest.raises(ModelError, match=r"embedded on ill was ended by SIGKILL; the system does so where memory"),
         Processes(two_processes.dying, ["well", "ill"]) as two,
     ):
         in_parts(two, pictures(8), 1)
-    assert time.monotonic() - started < 9
 
 
 @pytest.mark.parametrize(
@@ -89,9 +87,7 @@ def test_a_script_that_does_not_ask_whether_it_is_the_main_one_is_an_error_that_
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment(), timeout=60)
     last = done.stderr.splitlines()[-1]
-    assert (
-        done.returncode == 1 and "the process that embedded on cpu was ended with exit code 1 (a script needs" in last
-    )
+    assert done.returncode == 1 and "the process that embedded on cpu was ended with exit code 1; the system" in last
     assert 'if __name__ == "__main__":' in last
 
 
