@@ -123,8 +123,8 @@ class _Worker:
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             raise ModelError(
                 f"the process that embedded on {self._device} was ended {how}; the system does so where memory runs "
-                'out, and a script needs its `if __name__ == "__main__":`, for each process imports it. What was committed '
-                "is in the index, and the same command carries on from there, with fewer devices if you leave this out"
+                'out, and a script needs its `if __name__ == "__main__":`, for each process imports it. What was '
+                "committed is in the index, and the same command carries on from there"
             ) from exc
         if isinstance(reply, MmsearchError):
             raise reply
