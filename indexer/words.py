@@ -110,9 +110,14 @@ def tokens(text: str) -> list[str]:
     return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text).split()
 
 
-def match_all(asked: Iterable[Phrase]) -> str:
-    """The FTS5 expression for rows that hold all of these phrases; no character of a phrase means anything in it."""
-    return " AND ".join(f'"{" ".join(phrase)}"' for phrase in asked)
+def match_all(asked: Iterable[Phrase], column: str | None = None) -> str:
+    """The FTS5 expression for rows that hold all of these phrases; no character of a phrase means anything in it.
+
+    Args:
+        column: ``name`` or ``folders``, where only that one of ``names`` is to be looked at.
+    """
+    where = "" if column is None else f"{column} : "
+    return " AND ".join(f'{where}"{" ".join(phrase)}"' for phrase in asked)
 
 
 def _with_parts(name: str) -> str:

@@ -28,7 +28,7 @@ from indexer.index import Index
 from indexer.records import PieceRow
 from indexer.types import Asset, Modality, Span
 from mmsearch.present import hits_table
-from mmsearch.words import PRIOR, Evidence, evidence, is_code, raised, surprise
+from mmsearch.words import PRIOR, Evidence, evidence, is_code, raised, surprise, weigh
 
 Paint = Callable[..., Path]
 
@@ -330,7 +330,8 @@ def test_surprise_by_hand() -> None:
 def test_gains_by_hand() -> None:
     """A question of a code worth 6 and a word worth 6: one piece holds both, one the code, one the word."""
     pieces = [PieceRow(i, i, Modality.TEXT, i) for i in range(3)]
-    spoken = Evidence(pieces, np.array([[6.0, 6], [6, 0], [0, 6]]), np.zeros((3, 2)), np.array([True, False]), 12.0)
+    in_text, codes, none = np.array([[6.0, 6], [6, 0], [0, 6]]), np.array([True, False]), np.zeros((0, 2))
+    spoken = Evidence(pieces, in_text, np.zeros((3, 2)), codes, np.array([6.0, 6]), 12.0, np.zeros(0), none)
     gains, whole = spoken.gains(np.zeros(3))
     half = 4.6 * (1 - 0.5**4)
     assert gains.tolist() == pytest.approx([0.9 * 6 + 0.8 * 6, 0.5 * 0.9 * 6, 0.5 * 0.8 * (6 - half)])
@@ -342,6 +343,10 @@ def test_gains_by_hand() -> None:
     )
 
 
+def nothing_below(kind: Modality, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    raise AssertionError(f"no folder is named, and {rows} of {kind} are looked for below one")
+
+
 def test_a_name_counts_for_the_best_piece_of_its_file(index: Index) -> None:
     pieces = [Piece(Modality.TEXT, Span(n, n), "words") for n in (1, 2, 3)]
     with index.writing() as writer:
@@ -349,12 +354,12 @@ def test_a_name_counts_for_the_best_piece_of_its_file(index: Index) -> None:
             [Put(Asset("/t/Garmisch.txt", Modality.TEXT, 1, 2, b"d" * 16), pieces, np.eye(4)[:3].astype("f4"))]
         )
     with index.catalogue.read() as reader:
-        spoken = evidence(reader, "garmisch", reader.word_totals())
+        spoken = evidence(reader, "garmisch", reader.word_totals(), nothing_below)
         assert spoken is not None and [piece.id for piece in spoken.pieces] == [1, 2, 3]
         gains, whole = spoken.gains(np.array([-3.0, -1.0, -2.0]))
         assert gains.tolist() == pytest.approx([0, 0.8 * surprise(1, 1, 0.001), 0])
         assert whole.tolist() == [0, 1, 0]
-        assert evidence(reader, "the of a", reader.word_totals()) is None
+        assert evidence(reader, "the of a", reader.word_totals(), nothing_below) is None
 
 
 def test_a_number_finds_its_passage_and_common_words_change_nothing(library: mmsearch.Library, photos: Path) -> None:
@@ -374,6 +379,60 @@ def test_a_number_finds_its_passage_and_common_words_change_nothing(library: mms
     assert [hit.path for hit in library.query("invoice 2024-113", k=3, kind="image")] != [hits[0].path]
     assert all(hit.kind == "image" for hit in library.query("invoice 2024-113", k=3, kind="image"))
     assert library.query("2024-113", under=photos / "scan114.txt", k=9)[0].path == photos / "scan114.txt"
+
+
+@pytest.fixture
+def trips(library: mmsearch.Library, tmp_path: Path, paint: Paint) -> Path:
+    """Seventy pictures below "2019/Berlin trip" that are green, the later the brighter, and ten of other places: one
+    is red, the others are blue."""
+    for n in range(70):
+        paint(f"2019/Berlin trip/IMG_{n:04}.png", (0, 186 + n, 0))
+    paint("2020/Lakes/IMG_0100.png", (250, 0, 0))
+    for n in range(9):
+        paint(f"2020/Lakes/IMG_{n + 101:04}.png", (0, 0, 240 + n))
+    library.index(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_a_full_folder_counts_for_every_file_below_it(library: mmsearch.Library, trips: Path) -> None:
+    """Seven of eight files lie below it, and still it is one name."""
+    hits = library.query("berlin", k=80)
+    assert [hit.path.parent.name for hit in hits if hit.path] == ["Berlin trip"] * 70 + ["Lakes"] * 10
+    assert min(hit.score for hit in hits[:70]) > 0.05 > 0.002 > max(hit.score for hit in hits[70:])
+    assert len(library.query("berlin")) == 10 and len(library.query("Berlin trip", k=70)) == 70
+    assert {hit.path.parent.name for hit in library.query("trip to berlin", k=70) if hit.path} == {"Berlin trip"}
+    assert len(library.query("berlin", k=40, under=trips / "2020")) == 10
+    assert library.query("berlin", k=9) == library.query("berlin", k=80)[:9]
+
+
+def test_a_folder_decides_less_than_the_picture_where_more_is_asked(library: mmsearch.Library, trips: Path) -> None:
+    assert library.query("red berlin", k=1)[0].path == trips / "2020/Lakes/IMG_0100.png"
+    assert library.query("green berlin", k=1)[0].path == trips / "2019/Berlin trip/IMG_0069.png"
+
+
+def test_the_name_of_a_folder_around_everything_says_nothing(library: mmsearch.Library, paint: Paint) -> None:
+    for n in range(30):
+        paint(f"camera/{n}.png", (0, 0, 225 + n))
+    library.index(paint("camera/red.png", (250, 0, 0)).parent.parent)
+    with library._need_index().catalogue.read() as reader:
+        (camera,) = weigh(reader, "camera", reader.word_totals())
+    assert camera.in_folder == pytest.approx(-math.log((30 - 2 * math.sqrt(30)) / 31))
+    assert library.query("camera") == []
+
+
+def test_folders_count_in_plain_figures(library: mmsearch.Library, trips: Path) -> None:
+    """One of 80 names beside a thousand everyday passages, in which "berlin" is the 1,789th word; and a common word,
+    which only folders are asked for, and only where it is all that is asked."""
+    (trips / "House").mkdir()
+    (trips / "2020/Lakes").rename(trips / "House/Lakes")
+    library.index(trips)
+    with library._need_index().catalogue.read() as reader:
+        berlin, lakes = weigh(reader, "berlin lakes", reader.word_totals())
+        assert berlin.in_folder == berlin.most == pytest.approx(-math.log(1000 * -math.expm1(-6 / 1789) / 1080))
+        assert lakes.in_folder == pytest.approx(-math.log(1 / 1080)) and not len(lakes.names)
+        (house,) = weigh(reader, "house", reader.word_totals())
+        assert 3 < house.in_folder < 4.6
+    assert {hit.path.parent.parent.name for hit in library.query("house", k=10) if hit.path} == {"House"}
 
 
 def test_a_picture_is_found_by_its_name(library: mmsearch.Library, photos: Path) -> None:
