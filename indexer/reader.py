@@ -316,14 +316,17 @@ class Reader:
 
     def has_words(self) -> bool:
         """Whether words can be searched: this Python can, and a writer has made the tables, in a form it can read."""
-        if not words.available() or self._column("SELECT value FROM meta WHERE name = 'words'") != [words.VERSION]:
-            return False
+        return self.word_version() in words.READABLE
+
+    def word_version(self) -> int | None:
+        """The version of the tables of the word search; None where there are none that can be read."""
+        found = self._column("SELECT value FROM meta WHERE name = 'words'") if words.available() else []
         try:
-            for table in ("words", "names"):
+            for table in ("words", "names") if found else ():
                 self._all(f"SELECT rowid FROM {table} WHERE {table} MATCH 'a' LIMIT 1")
         except sqlite3.Error:
-            return False
-        return True
+            return None
+        return found[0] if found else None
 
     def texts_with(self, match: str, limit: int = -1) -> np.ndarray:
         """Numbers ``(R,)``, growing, of the passages that hold what ``match`` (``words.match_all``) says."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ from indexer.exact import distinct
 from indexer.reader import Reader
 from indexer.records import PieceRow
 from indexer.types import Modality
-from indexer.words import Phrase, match_all, phrases
+from indexer.words import Phrase, forms, match_all, phrases
 
 HINGE = 4.6
 """Surprise, in nats, up to which a word of a longer question says nothing."""
@@ -63,6 +63,8 @@ MOST_PHRASES = 32
 FIRST_PIECES = 64
 """Pieces of a file, from its beginning, of which the best may gain by its name."""
 
+_SAME = 2
+"""Letters with which all forms of a word begin: "use" and "using" have no more in common."""
 _PASSAGE = 6.0
 """Chance of the r-th most common word to be in a passage of everyday English: 1 - exp(-6 / r), after Zipf's law."""
 
@@ -321,12 +323,21 @@ def is_code(phrase: Phrase) -> bool:
 
 def _everyday(phrase: Phrase) -> float:
     """The share of everyday passages that hold a phrase; one in ``EVERYDAY`` where nothing is known of it."""
-    rank = _ranks().get(phrase[0].lower()) if len(phrase) == 1 else None
-    return max(1 - math.exp(-_PASSAGE / rank), 1 / EVERYDAY) if rank else 1 / EVERYDAY
+    return _everyday_word(phrase[0].lower()) if len(phrase) == 1 else 1 / EVERYDAY
+
+
+@lru_cache(maxsize=1 << 16)
+def _everyday_word(word: str) -> float:
+    """That of a word in any of its forms: "dogs" is as common as "dog"."""
+    known = _common_words().get(word[:_SAME], [])
+    ranks = [known[place][1] for place in forms(word, [one for one, _ in known])] if known else []
+    return max(1 - math.exp(-sum(_PASSAGE / rank for rank in ranks)), 1 / EVERYDAY)
 
 
 @cache
-def _ranks() -> dict[str, int]:
-    """The most common words of English, from 1 on."""
-    text = Path(__file__).with_name("common_words.txt").read_text(encoding="ascii")
-    return {word: rank for rank, word in enumerate(text.split(), 1)}
+def _common_words() -> dict[str, list[tuple[str, int]]]:
+    """The most common words of English and their ranks, from 1 on, by the letters that a stem leaves as they are."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for rank, word in enumerate(Path(__file__).with_name("common_words.txt").read_text(encoding="ascii").split(), 1):
+        found.setdefault(word[:_SAME], []).append((word, rank))
+    return found
