@@ -448,7 +448,7 @@ def _bring_words(writer: Writer) -> None:
         return  # a catalogue that is being made, see Writer.initialise
     if not words.available():
         writer.forget_words()
-    elif not writer.has_words():
+    elif writer.word_version() != words.VERSION:
         _make_words(writer)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -316,14 +316,17 @@ class Reader:
 
     def has_words(self) -> bool:
         """Whether words can be searched: this Python can, and a writer has made the tables, in a form it can read."""
-        if not words.available() or self._column("SELECT value FROM meta WHERE name = 'words'") != [words.VERSION]:
-            return False
+        return self.word_version() in words.READABLE
+
+    def word_version(self) -> int | None:
+        """The version of the tables of the word search; None where there are none that can be read."""
+        found = self._column("SELECT value FROM meta WHERE name = 'words'") if words.available() else []
         try:
-            for table in ("words", "names"):
+            for table in ("words", "names") if found else ():
                 self._all(f"SELECT rowid FROM {table} WHERE {table} MATCH 'a' LIMIT 1")
         except sqlite3.Error:
-            return False
-        return True
+            return None
+        return found[0] if found else None
 
     def texts_with(self, match: str, limit: int = -1) -> np.ndarray:
         """Numbers ``(R,)``, growing, of the passages that hold what ``match`` (``words.match_all``) says."""
@@ -334,10 +337,23 @@ class Reader:
         return self._holders("names", match, limit)
 
     def _holders(self, table: str, match: str, limit: int) -> np.ndarray:
+        return self._numbers(f"SELECT rowid AS number FROM {table} WHERE {table} MATCH ? LIMIT ?", (match, limit))
+
+    def _numbers(self, query: str, values: Sequence[Any]) -> np.ndarray:
         # As one string: a thousand rows of one number each cost four times as much.
-        query = f"SELECT group_concat(rowid) FROM (SELECT rowid FROM {table} WHERE {table} MATCH ? LIMIT ?)"
-        (numbers,) = self._column(query, (match, limit))
+        (numbers,) = self._column(f"SELECT group_concat(number) FROM ({query})", values)
         return np.array(numbers.split(",") if numbers else [], dtype=np.int64)
+
+    def count_names(self, match: str) -> int:
+        """How many assets there are of which ``names_with`` would give the numbers."""
+        return int(self._column("SELECT count(*) FROM names WHERE names MATCH ?", (match,))[0])
+
+    def rows_named(self, modality: Modality, match: str) -> np.ndarray:
+        """Rows ``(R,)``, sorted, of the items of one modality that belong to those assets."""
+        of_assets = (
+            "FROM names CROSS JOIN items AS i ON i.asset_id = names.rowid WHERE names MATCH ? AND i.modality = ?"
+        )
+        return np.sort(self._numbers(f'SELECT i."row" AS number {of_assets}', (match, modality.value)))
 
     def ranked_texts(self, match: str) -> dict[int, float]:
         """The passages that hold it, each with its BM25 score; more is better."""
@@ -352,11 +368,24 @@ class Reader:
         """How many passages and how many names there are to be searched."""
         return words.count_rows(self._plain, "words"), words.count_rows(self._plain, "names")
 
-    def pieces(self, *, ids: Sequence[int] = (), of: Sequence[int] = (), first: int = 1) -> list[PieceRow]:
-        """The items with these ``ids``, and the ``first`` items ``of`` each of these assets, by their numbers."""
+    def pieces(
+        self,
+        *,
+        ids: Sequence[int] = (),
+        of: Sequence[int] = (),
+        first: int = 1,
+        at: Mapping[Modality, Sequence[int]] | None = None,
+    ) -> list[PieceRow]:
+        """The items with these ``ids``, the ``first`` items ``of`` each of these assets, and those ``at`` these rows of
+        a modality, by their numbers."""
         found: dict[int, PieceRow] = {}
         query = 'SELECT id, asset_id, modality, "row" FROM items WHERE'
-        for where, values in ((f"{query} id IN", ids), (f"{query} ordinal < {first:d} AND asset_id IN", of)):
+        wanted: list[tuple[str, Sequence[int]]] = [
+            (f"{query} id IN", ids),
+            (f"{query} ordinal < {first:d} AND asset_id IN", of),
+            *((f"{query} modality = '{kind.value}' AND \"row\" IN", rows) for kind, rows in (at or {}).items()),
+        ]
+        for where, values in wanted:
             for chunk in chunks(values):
                 for item_id, asset_id, modality, row in self._all(f"{where} {_marks(chunk)}", chunk):
                     found[item_id] = PieceRow(item_id, asset_id, Modality(modality), row)

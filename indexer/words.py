@@ -5,12 +5,15 @@
             folders between it and the one that was indexed, so that it does not matter where a library lies
 
 Both are FTS5 tables of SQLite (BM25 after Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009), cut
-into words by ``unicode61`` without diacritics. They are written and cleared in the transactions of the items, so that
-after a kill they agree with them. Where Python's SQLite has no FTS5 there are no tables: search is by meaning alone.
+into words by ``unicode61`` without diacritics, of which Porter's stemmer ("An algorithm for suffix stripping", 1980)
+leaves the stems: "receipt" meets "receipts", and "vaccination" what was "vaccinated". They are written and cleared in
+the transactions of the items, so that after a kill they agree with them. Where Python's SQLite has no FTS5 there are no
+tables: search is by meaning alone.
 
-What is put in is ``prepare``d: ligatures and wide letters become plain ones, and each sign of a script without spaces
-is a word of its own, so that a question of several finds them as a phrase. A question becomes phrases of letters and
-digits, whatever the user typed; no operator of FTS5 can be typed.
+What is put in is ``prepare``d: ligatures and wide letters become plain ones, and so do ø, ß and their like, which are
+not a letter with a mark. Each sign of a script without spaces is a word of its own, so that a question of several finds
+them as a phrase. A question becomes phrases of letters and digits, whatever the user typed; no operator of FTS5 can be
+typed.
 
 Everything here that takes a ``connection`` runs in the transaction that is open on it.
 """
@@ -20,12 +23,17 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import threading
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
-VERSION = 1
-"""Of what stands in the tables; another one in the catalogue, and they are made again."""
+VERSION = 2
+"""Of what stands in the tables; another one in the catalogue, and a writer makes them again."""
+READABLE = (1, VERSION)
+"""Those that questions can be put to: the words of the first have no stems, and meet only themselves."""
+TOKENIZER = "porter unicode61 remove_diacritics 2"
+"""How FTS5 makes words of a text; alike for what is stored and what is asked."""
 SECURE_DELETE = (3, 42)
 """The SQLite from which on a deleted row leaves no word behind; in older ones the tables are rewritten for that."""
 
@@ -35,6 +43,10 @@ _SIGN = re.compile(
 )
 _SPLIT = re.compile(
     r"(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])"
+)
+_PLAIN = str.maketrans(
+    {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
+    | {"đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th", "ı": "i", "ħ": "h", "Ħ": "H"}
 )
 _QUOTED = re.compile(r'"([^"]*)"')
 _MARKS = str.maketrans("“”„‟«»「」『』", '""""""""""')
@@ -47,13 +59,13 @@ Phrase = tuple[str, ...]
 
 
 def prepare(text: str) -> str:
-    """A text as it is put into the tables and as questions are cut up: NFKC, no soft hyphens, signs apart.
+    """A text as it is put into the tables and as questions are cut up: NFKC, letters plain, signs apart.
 
-    >>> prepare("ﬁle 2024\u00ad-113")
-    'file 2024-113'
+    >>> prepare("ﬁle 2024\u00ad-113, Tromsø")
+    'file 2024-113, Tromso'
     """
     text = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode().replace("\u00ad", ""))
-    return _SIGN.sub(r" \g<0> ", text.replace("\0", " "))
+    return _SIGN.sub(r" \g<0> ", text.translate(_PLAIN).replace("\0", " "))
 
 
 def name_words(path: str, roots: Collection[str] = ()) -> tuple[str, str]:
@@ -105,14 +117,19 @@ def phrases(question: str) -> list[Phrase]:
 def tokens(text: str) -> list[str]:
     """The words of a prepared text: its runs of letters and digits.
 
-    Capitals and diacritics stay; ``unicode61`` takes them off on both sides, by tables of its own.
+    Capitals, diacritics and endings stay; FTS5 takes them off on both sides, by tables of its own.
     """
     return "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text).split()
 
 
-def match_all(asked: Iterable[Phrase]) -> str:
-    """The FTS5 expression for rows that hold all of these phrases; no character of a phrase means anything in it."""
-    return " AND ".join(f'"{" ".join(phrase)}"' for phrase in asked)
+def match_all(asked: Iterable[Phrase], column: str | None = None) -> str:
+    """The FTS5 expression for rows that hold all of these phrases; no character of a phrase means anything in it.
+
+    Args:
+        column: ``name`` or ``folders``, where only that one of ``names`` is to be looked at.
+    """
+    where = "" if column is None else f"{column} : "
+    return " AND ".join(f'{where}"{" ".join(phrase)}"' for phrase in asked)
 
 
 def _with_parts(name: str) -> str:
@@ -137,13 +154,34 @@ def available() -> bool:
         connection.close()
 
 
+def forms(word: str, of: Sequence[str]) -> list[int]:
+    """The places in ``of``, growing, of what has the same stem as ``word`` once it is in the tables.
+
+    >>> forms("Dogs", ["cat", "dog", "dogged"])
+    [1, 2]
+    """
+    connection, lock = _stems()
+    with lock:
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO stems(rowid, text) VALUES (?, ?)", enumerate(of))
+        found = connection.execute("SELECT rowid FROM stems WHERE stems MATCH ?", (match_all([(word,)]),)).fetchall()
+        connection.execute("ROLLBACK")
+    return [place for (place,) in found]
+
+
+@cache
+def _stems() -> tuple[sqlite3.Connection, threading.Lock]:
+    """A table for words that are compared, empty between two uses."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.execute(f"CREATE VIRTUAL TABLE stems USING fts5(text, tokenize = '{TOKENIZER}')")
+    return connection, threading.Lock()
+
+
 def create(connection: sqlite3.Connection) -> None:
     """Make both tables, empty, in place of what is there."""
     for table, columns in _TABLES.items():
         connection.execute(f"DROP TABLE IF EXISTS {table}")
-        connection.execute(
-            f"CREATE VIRTUAL TABLE {table} USING fts5({columns}, tokenize = 'unicode61 remove_diacritics 2')"
-        )
+        connection.execute(f"CREATE VIRTUAL TABLE {table} USING fts5({columns}, tokenize = '{TOKENIZER}')")
         if sqlite3.sqlite_version_info >= SECURE_DELETE:
             connection.execute(f"INSERT INTO {table}({table}, rank) VALUES ('secure-delete', 1)")
 

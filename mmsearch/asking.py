@@ -35,6 +35,7 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
     if not arguments or arguments[0] != "query" or os.name == "nt":  # where the parser expands wildcards, too
         return None
     found: dict[str, Any] = {}
+    words: list[str] = []
     rest = iter(arguments[1:])
     for one in rest:
         if one in _FLAGS:
@@ -49,11 +50,11 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
             else:
                 name, convert = _SEVERAL[one]
                 found.setdefault(name, []).append(convert(value))
-        elif not one or one.startswith("-") or "text" in found:
+        elif not one or one.startswith("-"):
             return None
         else:
-            found["text"] = one
-    return found if "text" in found else None
+            words.append(one)
+    return {"text": " ".join(words)} | found if words else None
 
 
 def _counts(value: str) -> bool:

@@ -223,9 +223,9 @@ def index(
 @commands.command()
 def query(
     text: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            metavar="WORDS", help="What to look for; - for many questions, a line each.", show_default=False
+            metavar="WORDS", help="What to look for, with or without quotes; - for many questions, a line each."
         ),
     ] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to look for; with words, both.")] = None,
@@ -283,7 +283,7 @@ def query(
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
     best = asking.query(
-        text,
+        " ".join(text) if text else None,
         image=image,
         without=without,
         k=k,
@@ -316,7 +316,7 @@ def shell(**options: Any) -> None:
 
     Example: mmsearch shell --kind image
     """
-    query(asking.STDIN, **options)
+    query([asking.STDIN], **options)
 
 
 commands.command()(shell)

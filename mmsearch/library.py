@@ -441,7 +441,8 @@ class Library:
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.
             rerank: whether the reranker, if there is one, looks again at the first answers.
             candidates: how many of the first answers of each kind it looks at; by default what its model says.
-            exact: search by words alone, without a model: an answer holds all of them, those in quotes side by side.
+            exact: search by words alone, without a model: an answer holds all of them, in whatever form ("receipts" for
+                "receipt"), those in quotes side by side.
                 Its ``score`` is then no probability but its BM25 score as a share of that of the first answer.
             moments: how many moments of one video may be among the answers.
 

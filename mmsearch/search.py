@@ -358,7 +358,8 @@ class Searcher:
             {kind: self._search_kind(snapshot, kind, one, max(pool, self._depth(one, kind))) for kind in Modality}
             for one in asked
         ]
-        worded = [self._words(snapshot, one) for one in asked]
+        spoken_for = [self._words(snapshot, one, pool) for one in asked]
+        worded = [kinds for kinds, _ in spoken_for]
         items = {
             kind: snapshot.reader.items_at(
                 kind,
@@ -372,10 +373,10 @@ class Searcher:
         videos = moments.videos_beside(snapshot.reader, items[Modality.TEXT].values())
         size = sum(rows - len(snapshot.dead[kind]) for kind, rows in snapshot.state.rows.items())
         answers: list[tuple[Hits, bool]] = []
-        for one, kinds, spoken in zip(asked, first, worded, strict=True):
+        for one, kinds, (spoken, beyond) in zip(asked, first, spoken_for, strict=True):
             reasons: list[str] = []
             found: list[Scored] = []
-            beyond = -np.inf  # log-odds that a piece which was not fetched may have
+            # `beyond` are log-odds that a piece which was not fetched may have
             for kind in kinds:
                 of_kind = self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons)
                 if len(of_kind.rows) >= max(pool, self._depth(one, kind)):
@@ -438,14 +439,18 @@ class Searcher:
             reasons.append(self._second.lack(missing, len(rows)))
         return _Found(found.rows, fused_order(found.logits, again), scored)
 
-    def _search_kind(self, snapshot: Snapshot, answered: Modality, asked: Asked, k: int) -> _Found:
-        """The ``k`` best items of one kind by their vectors."""
+    def _search_kind(
+        self, snapshot: Snapshot, answered: Modality, asked: Asked, k: int, within: np.ndarray | None = None
+    ) -> _Found:
+        """The ``k`` best items of one kind by their vectors; of those at the rows ``within`` ``(R,)``, if given."""
         store = snapshot.vectors[answered]
         # What kinds there are costs a look at every file, so only a question that is particular about them asks.
         kinds = snapshot.kinds_of(answered) if asked.query.kinds else frozenset()
         if not snapshot.state.rows[answered] or (asked.query.kinds and kinds.isdisjoint(asked.query.kinds)):
             return _Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, dtype=bool))
         allowed = allowed_rows(snapshot, answered, asked.query)
+        if within is not None:
+            allowed = within if allowed is None else np.intersect1d(within, allowed, assume_unique=True)
         unwanted = asked.unwanted
         direction, offset = self._line(asked, answered)
         pool = max(k, EXCLUSION_POOL) if unwanted else k
@@ -465,16 +470,26 @@ class Searcher:
         direction = np.sum([part.weight * line.gain * part.vector for part, line in lines], axis=0)  # (D,)
         return direction, sum(part.weight * line.offset for part, line in lines)
 
-    def _words(self, snapshot: Snapshot, asked: Asked) -> dict[Modality, _Worded]:
-        """The items that the words of a question speak for, with their log-odds, by their modality."""
+    def _words(self, snapshot: Snapshot, asked: Asked, pool: int) -> tuple[dict[Modality, _Worded], float]:
+        """The items that the words of a question speak for, with their log-odds, by their modality.
+
+        Of those that only the names of their folders speak for, the ``pool`` best of each kind; and the log-odds,
+        raised, that the next of them may have.
+        """
         query, reader = asked.query, snapshot.reader
         if query.text is None or not reader.has_words():
-            return {}
+            return {}, -np.inf
         if self._word_totals is None or self._word_totals[0] != snapshot.state.version:
             self._word_totals = snapshot.state.version, reader.word_totals()
-        spoken = evidence(reader, query.text, self._word_totals[1])
+
+        def nearest(kind: Modality, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+            most = max(pool, self._depth(asked, kind))
+            found = self._search_kind(snapshot, kind, asked, most, among)
+            return found.rows, found.logits, len(found.rows) == most
+
+        spoken = evidence(reader, query.text, self._word_totals[1], nearest)
         if spoken is None:
-            return {}
+            return {}, -np.inf
         rows = np.array([piece.row for piece in spoken.pieces])  # (P,)
         logits = np.full(len(rows), -np.inf)  # (P,), what may not answer stays so
         for kind in Modality:
@@ -492,14 +507,16 @@ class Searcher:
         spoken, rows, logits = spoken.only(answering), rows[answering], logits[answering]
         weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)
         gains, whole = (weight * one for one in spoken.gains(logits))
+        further, further_whole = (weight * one for one in spoken.gain(spoken.in_ends))
         if asked.unwanted:
-            whole[:] = 0  # it would make up for what the unwanted took away
+            whole[:] = further_whole[:] = 0  # it would make up for what the unwanted took away
+        beyond = float(np.max(raised(spoken.ends, further, further_whole), initial=-np.inf))
         found: dict[Modality, _Worded] = {}
         for kind in Modality:
             here = np.array([piece.modality is kind for piece in spoken.pieces], dtype=bool) & (gains > 0)
             if here.any():
                 found[kind] = _Worded(rows[here], logits[here], gains[here], whole[here])
-        return found
+        return found, beyond
 
     def _with_words(
         self,

@@ -29,12 +29,15 @@ SIMPLE = [
     ["cat", "-k", "3", "-k", "4", "--json", "--json"],
     ["cat -k 3"],
     ["  cat ", "--index", "a folder"],
+    ["a", "dog", "on", "a", "beach"],
+    ["a", "-k", "3", "dog", "--json", "on a  beach"],
 ]
 OTHER = [
     [],
     ["-"],
     ["--help"],
-    ["a", "cat"],
+    ["a", "-", "cat"],
+    ["cat", "-people"],
     ["cat", "-k", "none"],
     ["cat", "-k", "0"],
     ["cat", "-k", "-1"],
@@ -81,6 +84,22 @@ def test_simple_questions_are_read_as_the_parser_reads_them(
     assert {name: value or None for name, value in bound.arguments.items()} == {
         name: value or None for name, value in parsed.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["a", "dog", "-k", "3", "on", "a beach"], "a dog on a beach"),
+        (["a", "--moments", "2", "dog"], "a dog"),
+        (["-"], asking.STDIN),
+        (["--image", "cat.jpg"], None),
+    ],
+    ids=str,
+)
+def test_unquoted_words_are_joined(arguments: list[str], text: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = asking.read(["query", *arguments])
+    assert quick is None or quick["text"] == text
+    assert asked(monkeypatch, ["query", *arguments])["text"] == text
 
 
 @pytest.mark.parametrize("arguments", OTHER, ids=" ".join)

@@ -28,7 +28,9 @@ from indexer.index import Index
 from indexer.records import PieceRow
 from indexer.types import Asset, Modality, Span
 from mmsearch.present import hits_table
-from mmsearch.words import PRIOR, Evidence, evidence, is_code, raised, surprise
+from mmsearch.words import PRIOR, Evidence, evidence, is_code, raised, surprise, weigh
+
+COMMON = Path(mmsearch.__file__).with_name("common_words.txt").read_text(encoding="ascii").split()
 
 Paint = Callable[..., Path]
 
@@ -38,6 +40,7 @@ Paint = Callable[..., Path]
 
 def test_texts_are_prepared() -> None:
     assert words.prepare("ﬁle ２０２４ in\u00advoice") == "file 2024 invoice"
+    assert words.prepare("Straße in Łódź, Ærø") == "Strasse in Lódź, AEro"
     assert words.tokens(words.prepare("猫がいるcafé")) == ["猫", "が", "い", "る", "café"]
 
 
@@ -77,7 +80,7 @@ def test_questions_become_phrases(typed: str, asked: list[tuple[str, ...]] | str
 
 def table(texts: Sequence[str]) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
-    connection.execute("CREATE VIRTUAL TABLE words USING fts5(text, tokenize = 'unicode61 remove_diacritics 2')")
+    connection.execute(f"CREATE VIRTUAL TABLE words USING fts5(text, tokenize = '{words.TOKENIZER}')")
     rows = [(i, words.prepare(text)) for i, text in enumerate(texts)]
     connection.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", rows)
     return connection
@@ -113,8 +116,8 @@ TEXTS = [
 
 
 def bm25(asked: list[str], texts: Sequence[str], k1: float = 1.2, b: float = 0.75) -> list[float]:
-    """The score of each text, as FTS5 defines it: all of ``asked`` as single words."""
-    split = [[word.lower() for word in words.tokens(words.prepare(text))] for text in texts]
+    """The score of each text, as FTS5 defines it: all of ``asked`` as single words, which here have no ending but s."""
+    split = [[word.lower().rstrip("s") for word in words.tokens(words.prepare(text))] for text in texts]
     mean = sum(map(len, split)) / len(split)
     scores = []
     for tokens in split:
@@ -154,7 +157,7 @@ def test_bm25_equals_its_plain_twin(index: Index) -> None:
             expected = {
                 i + 1: score
                 for i, (score, text) in enumerate(zip(bm25(asked, TEXTS), TEXTS, strict=True))
-                if set(asked) <= set(words.tokens(text.lower()))
+                if set(asked) <= set(words.tokens(text.lower().replace("s", "")))
             }
             assert found == pytest.approx(expected)
 
@@ -246,7 +249,7 @@ def test_verify_finds_words_that_differ_and_makes_them_again(index: Index, damag
         assert writer.verify().sound
     assert held(index) == before
     with index.catalogue.read() as reader:
-        assert reader.texts_with(words.match_all([("lamp",)])).tolist() == [1]
+        assert reader.texts_with(words.match_all([("lamp",)])).tolist() == [1, 4]
 
 
 def test_an_old_index_gets_its_words_from_the_first_writer(tmp_path: Path) -> None:
@@ -257,6 +260,67 @@ def test_an_old_index_gets_its_words_from_the_first_writer(tmp_path: Path) -> No
         with old.writing() as writer:
             assert writer.verify().sound
         assert held(old) == ({3: "one", 4: "two"}, {1: ("a.png", ""), 2: ("b.png", ""), 3: ("c.txt", "")})
+
+
+PAIRS = [
+    ("receipt", "receipts"),
+    ("receipts", "Receipt"),
+    ("rabies vaccination", "vaccinated against rabies"),
+    ("café", "the cafe at the corner"),
+    ("cafe", "the cafe\u0301s at the corner"),
+    ("strasse", "Lange Straße 7"),
+    ("Tromso", "a week in Tromsø"),
+    ("families", "a family"),
+    ("running", "he runs"),
+]
+
+
+@pytest.mark.parametrize(("asked", "held"), PAIRS)
+def test_forms_of_a_word_meet_in_passages_names_and_folders(index: Index, asked: str, held: str) -> None:
+    stored_texts(index, [held, "nothing of that"])
+    with index.writing() as writer:
+        for path in (f"/t/{held}.txt", f"/t/{held}/x.txt", "/t/vaccine.txt"):
+            writer.apply([Put(Asset(path, Modality.TEXT, 1, 2, path.encode()[-16:].rjust(16)), [], np.zeros((0, 4)))])
+    with index.catalogue.read() as reader:
+        phrases = words.phrases(asked)
+        assert reader.texts_with(words.match_all(phrases)).tolist() == [1]
+        assert reader.names_with(words.match_all(phrases, "name")).tolist() == [3]
+        assert reader.names_with(words.match_all(phrases, "folders")).tolist() == [4]
+        assert reader.names_with(words.match_all(phrases)).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(("word", "places"), [("Dogs", [1, 2]), ("using", [4]), ("dogma", []), ("dög", [1, 2])])
+def test_forms_have_one_stem(word: str, places: list[int]) -> None:
+    assert words.forms(word, ["cat", "dog", "dogged", "doge", "use"]) == places
+
+
+def first_version(index: Index) -> None:
+    """Make the tables as the first version had them, without stems."""
+    with sqlite3.connect(index.folder / "catalogue.db") as database:
+        for table, columns in (("words", "text"), ("names", "name, folders")):
+            rows = database.execute(f"SELECT rowid, {columns} FROM {table}").fetchall()
+            database.execute(f"DROP TABLE {table}")
+            database.execute(
+                f"CREATE VIRTUAL TABLE {table} USING fts5({columns}, tokenize = 'unicode61 remove_diacritics 2')"
+            )
+            marks = ", ".join("?" * (1 + columns.count(",") + 1))
+            database.executemany(f"INSERT INTO {table}(rowid, {columns}) VALUES ({marks})", rows)
+        database.execute("UPDATE meta SET value = 1 WHERE name = 'words'")
+    database.close()
+    index.close()
+
+
+def test_words_of_the_first_version_are_searched_as_they_are_until_a_writer_gives_them_stems(index: Index) -> None:
+    stored_texts(index, TEXTS)
+    first_version(index)
+    with index.snapshot() as snapshot:
+        assert snapshot.reader.has_words()
+        assert snapshot.reader.texts_with(words.match_all([("lamp",)])).tolist() == [1]
+    with index.writing():
+        pass
+    with index.snapshot() as snapshot:
+        assert snapshot.reader.word_version() == words.VERSION
+        assert snapshot.reader.texts_with(words.match_all([("lamp",)])).tolist() == [1, 4]
 
 
 def test_words_of_another_version_or_an_unreadable_form_are_made_again(index: Index) -> None:
@@ -319,6 +383,18 @@ def test_codes() -> None:
     assert [is_code(one) for one in [("dog",), ("2",), ("22",), ("well", "known")]] == [False] * 4
 
 
+def test_a_word_is_as_common_as_all_its_forms(index: Index) -> None:
+    """Of the common words "dog" is the 1,649th; "run", "running" and "runs" are three of them."""
+    with index.catalogue.read() as reader:
+        said = {one.phrase: one.most for one in weigh(reader, "dogs run quagga", (0, 0))}
+    ranks = [rank for rank, word in enumerate(COMMON, 1) if word in ("run", "running", "runs")]
+    run = -math.log(-math.expm1(-6 * sum(1 / rank for rank in ranks)))
+    assert len(ranks) == 3
+    assert said == pytest.approx(
+        {("dogs",): -math.log(-math.expm1(-6 / 1649)), ("run",): run, ("quagga",): math.log(1000)}
+    )
+
+
 def test_surprise_by_hand() -> None:
     """Nobody else of 1,000, against one everyday passage in a thousand: 1 of 2,000. All of 20: nearly certain."""
     assert surprise(1, 1000, 0.001) == pytest.approx(math.log(2000))
@@ -330,7 +406,8 @@ def test_surprise_by_hand() -> None:
 def test_gains_by_hand() -> None:
     """A question of a code worth 6 and a word worth 6: one piece holds both, one the code, one the word."""
     pieces = [PieceRow(i, i, Modality.TEXT, i) for i in range(3)]
-    spoken = Evidence(pieces, np.array([[6.0, 6], [6, 0], [0, 6]]), np.zeros((3, 2)), np.array([True, False]), 12.0)
+    in_text, codes, none = np.array([[6.0, 6], [6, 0], [0, 6]]), np.array([True, False]), np.zeros((0, 2))
+    spoken = Evidence(pieces, in_text, np.zeros((3, 2)), codes, np.array([6.0, 6]), 12.0, np.zeros(0), none)
     gains, whole = spoken.gains(np.zeros(3))
     half = 4.6 * (1 - 0.5**4)
     assert gains.tolist() == pytest.approx([0.9 * 6 + 0.8 * 6, 0.5 * 0.9 * 6, 0.5 * 0.8 * (6 - half)])
@@ -342,6 +419,10 @@ def test_gains_by_hand() -> None:
     )
 
 
+def nothing_below(kind: Modality, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    raise AssertionError(f"no folder is named, and {rows} of {kind} are looked for below one")
+
+
 def test_a_name_counts_for_the_best_piece_of_its_file(index: Index) -> None:
     pieces = [Piece(Modality.TEXT, Span(n, n), "words") for n in (1, 2, 3)]
     with index.writing() as writer:
@@ -349,12 +430,12 @@ def test_a_name_counts_for_the_best_piece_of_its_file(index: Index) -> None:
             [Put(Asset("/t/Garmisch.txt", Modality.TEXT, 1, 2, b"d" * 16), pieces, np.eye(4)[:3].astype("f4"))]
         )
     with index.catalogue.read() as reader:
-        spoken = evidence(reader, "garmisch", reader.word_totals())
+        spoken = evidence(reader, "garmisch", reader.word_totals(), nothing_below)
         assert spoken is not None and [piece.id for piece in spoken.pieces] == [1, 2, 3]
         gains, whole = spoken.gains(np.array([-3.0, -1.0, -2.0]))
         assert gains.tolist() == pytest.approx([0, 0.8 * surprise(1, 1, 0.001), 0])
         assert whole.tolist() == [0, 1, 0]
-        assert evidence(reader, "the of a", reader.word_totals()) is None
+        assert evidence(reader, "the of a", reader.word_totals(), nothing_below) is None
 
 
 def test_a_number_finds_its_passage_and_common_words_change_nothing(library: mmsearch.Library, photos: Path) -> None:
@@ -374,6 +455,61 @@ def test_a_number_finds_its_passage_and_common_words_change_nothing(library: mms
     assert [hit.path for hit in library.query("invoice 2024-113", k=3, kind="image")] != [hits[0].path]
     assert all(hit.kind == "image" for hit in library.query("invoice 2024-113", k=3, kind="image"))
     assert library.query("2024-113", under=photos / "scan114.txt", k=9)[0].path == photos / "scan114.txt"
+
+
+@pytest.fixture
+def trips(library: mmsearch.Library, tmp_path: Path, paint: Paint) -> Path:
+    """Seventy pictures below "2019/Berlin trip" that are green, the later the brighter, and ten of other places: one
+    is red, the others are blue."""
+    for n in range(70):
+        paint(f"2019/Berlin trip/IMG_{n:04}.png", (0, 186 + n, 0))
+    paint("2020/Lakes/IMG_0100.png", (250, 0, 0))
+    for n in range(9):
+        paint(f"2020/Lakes/IMG_{n + 101:04}.png", (0, 0, 240 + n))
+    library.index(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_a_full_folder_counts_for_every_file_below_it(library: mmsearch.Library, trips: Path) -> None:
+    """Seven of eight files lie below it, and still it is one name."""
+    hits = library.query("berlin", k=80)
+    assert [hit.path.parent.name for hit in hits if hit.path] == ["Berlin trip"] * 70 + ["Lakes"] * 10
+    assert min(hit.score for hit in hits[:70]) > 0.05 > 0.002 > max(hit.score for hit in hits[70:])
+    assert len(library.query("berlin")) == 10 and len(library.query("Berlin trip", k=70)) == 70
+    assert {hit.path.parent.name for hit in library.query("trip to berlin", k=70) if hit.path} == {"Berlin trip"}
+    assert len(library.query("berlin", k=40, under=trips / "2020")) == 10
+    assert library.query("berlin", k=9) == library.query("berlin", k=80)[:9]
+
+
+def test_a_folder_decides_less_than_the_picture_where_more_is_asked(library: mmsearch.Library, trips: Path) -> None:
+    assert library.query("red berlin", k=1)[0].path == trips / "2020/Lakes/IMG_0100.png"
+    assert library.query("green berlin", k=1)[0].path == trips / "2019/Berlin trip/IMG_0069.png"
+
+
+def test_the_name_of_a_folder_around_everything_says_nothing(library: mmsearch.Library, paint: Paint) -> None:
+    for n in range(30):
+        paint(f"camera/{n}.png", (0, 0, 225 + n))
+    library.index(paint("camera/red.png", (250, 0, 0)).parent.parent)
+    with library._need_index().catalogue.read() as reader:
+        (camera,) = weigh(reader, "camera", reader.word_totals())
+    assert camera.in_folder == pytest.approx(-math.log((30 - 2 * math.sqrt(30)) / 31))
+    assert library.query("camera") == []
+
+
+def test_folders_count_in_plain_figures(library: mmsearch.Library, trips: Path) -> None:
+    """One of 80 names beside a thousand everyday passages, in which "berlin" is the 1,789th word; and a common word,
+    which only folders are asked for, and only where it is all that is asked."""
+    (trips / "House").mkdir()
+    (trips / "2020/Lakes").rename(trips / "House/Lakes")
+    library.index(trips)
+    with library._need_index().catalogue.read() as reader:
+        berlin, lakes = weigh(reader, "berlin lakes", reader.word_totals())
+        rank = COMMON.index("lake") + 1
+        assert berlin.in_folder == berlin.most == pytest.approx(-math.log(1000 * -math.expm1(-6 / 1789) / 1080))
+        assert lakes.in_folder == pytest.approx(-math.log(1000 * -math.expm1(-6 / rank) / 1080))
+        (house,) = weigh(reader, "house", reader.word_totals())
+        assert 3 < house.in_folder < 4.6
+    assert {hit.path.parent.parent.name for hit in library.query("house", k=10) if hit.path} == {"House"}
 
 
 def test_a_picture_is_found_by_its_name(library: mmsearch.Library, photos: Path) -> None:
