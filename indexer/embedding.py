@@ -42,6 +42,16 @@ def check_same_model(index: Index, encoder: Encoder) -> None:
     )
 
 
+def check_precision(index: Index, asked: str | None) -> None:
+    """Raise UsageError if the pictures of ``index`` are computed in another precision than was asked for."""
+    held = index.manifest.precision
+    if held is not None and asked not in (None, AUTO, held):
+        raise UsageError(
+            f"the pictures of the index in {index.folder} are computed in {held}, and stay so; name another folder for "
+            f"{asked}"
+        )
+
+
 def settle_precision(
     index: Index, encoder: Encoder, asked: str | None = None, say: Callable[[str], None] = lambda _: None
 ) -> None:
@@ -57,8 +67,8 @@ def settle_precision(
     Raises:
         UsageError: the index has another precision, or the model cannot be had in the one that was asked for.
     """
+    check_precision(index, asked)
     held = index.manifest.precision
-    chosen = AUTO if asked is None else asked
     own = precision_of(encoder)
     if held is None:
         chosen = asked or os.environ.get(DEFAULT_PRECISION) or AUTO
@@ -67,11 +77,6 @@ def settle_precision(
         decided = FLOAT32 if own is None else own.decide(chosen)
         index.keep_precision(decided, own.ranges if own is not None and decided == INT8 else {})
         return
-    if chosen not in (AUTO, held):
-        raise UsageError(
-            f"the pictures of the index in {index.folder} are computed in {held}, and stay so; name another folder for "
-            f"{chosen}"
-        )
     ranges = index.ranges() if held == INT8 else {}
     if own is None or own.is_settled(held, ranges):
         return

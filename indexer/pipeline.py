@@ -23,7 +23,14 @@ from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.decode import FPS, TEXT_EXTENSIONS, reads_ocr
 from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
-from indexer.embedding import adopted, check_same_model, embed_with, encode_each, settle_precision
+from indexer.embedding import (
+    adopted,
+    check_precision,
+    check_same_model,
+    embed_with,
+    encode_each,
+    settle_precision,
+)
 from indexer.encoders import Encoder
 from indexer.encoders.precision import FLOAT32
 from indexer.fitting import Fitting
@@ -96,6 +103,7 @@ def update(
         ModelError: the model fails on everything.
     """
     started = time.monotonic()
+    check_precision(index, precision)
     with index.writing() as writer:
         run = _Run(writer, encoder, max_text_bytes, fps, ocr, lists, progress, say)
         run.plan(Walk(roots, exclude=exclude, avoid=[str(index.folder.absolute())]), roots)
