@@ -19,28 +19,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmsearch.evaluation.comparison import Comparison, compare
     from mmsearch.evaluation.cost import Cost, measure_cost
+    from mmsearch.evaluation.everyday import Everyday, evaluate_everyday
     from mmsearch.evaluation.report import Report
     from mmsearch.evaluation.retrieval import Result, Way, evaluate
 
 _HOME = {
     "Comparison": "comparison",
     "Cost": "cost",
+    "Everyday": "everyday",
     "Report": "report",
     "Result": "retrieval",
     "Way": "retrieval",
     "compare": "comparison",
     "evaluate": "retrieval",
+    "evaluate_everyday": "everyday",
     "measure_cost": "cost",
 }
 
 __all__ = [
     "Comparison",
     "Cost",
+    "Everyday",
     "Report",
     "Result",
     "Way",
     "compare",
     "evaluate",
+    "evaluate_everyday",
     "measure_cost",
 ]
 

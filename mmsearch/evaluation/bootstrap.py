@@ -7,6 +7,7 @@ wide as if each group had been asked once.
 * ``interval``: the percentile bootstrap (Efron, "Bootstrap methods: another look at the jackknife", 1979; Efron and
   Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), of groups (Field and Welsh, "Bootstrapping
   clustered data", 2007).
+* ``calibration_interval``: the same of an expected calibration error, which is no mean.
 * ``sign_flip_p``: the paired permutation test, which turns the sign of a group's difference (Smucker, Allan and
   Carterette, "A comparison of statistical significance tests for information retrieval evaluation", CIKM 2007,
   section 3.1; they recommend it before the sign and the Wilcoxon test).
@@ -80,6 +81,38 @@ def interval(
         value = float(np.median(values))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return Interval(value, float(low), float(high))
+
+
+def calibration_interval(
+    confidence: np.ndarray,
+    right: np.ndarray,
+    groups: np.ndarray,
+    *,
+    bins: int = 10,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The expected calibration error of probabilities ``(Q,)`` of being ``right`` ``(Q,)``, and its interval.
+
+    That of Guo et al., "On Calibration of Modern Neural Networks" (2017), section 2, over ``bins`` of equal width: the
+    distance of mean confidence and share of right ones in a bin, weighted by how many are in it. Of 0.05, wrong, and
+    0.9 and 0.92, of which one is right, it is (0.05 + 2 · 0.41) / 3 = 0.29. Whole groups are drawn, as in ``interval``;
+    noise makes such an error larger and never smaller, so that the value tends to the lower end of its interval.
+
+    Raises:
+        ValueError: as in ``interval``.
+    """
+    confidence, member = _checked(confidence, groups)
+    count = int(member.max()) + 1
+    gaps, sizes = np.zeros((count, bins)), np.bincount(member)
+    inside = np.minimum((confidence * bins).astype(int), bins - 1)  # 1 belongs to the last bin
+    np.add.at(gaps, (member, inside), confidence - np.asarray(right, dtype=np.float64))
+    drawn = np.concatenate(
+        [np.abs(w @ gaps).sum(axis=1) / (w @ sizes) for w in _weights(np.random.default_rng(seed), count, resamples)]
+    )
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return Interval(float(np.abs(gaps.sum(axis=0)).sum() / len(confidence)), float(low), float(high))
 
 
 def difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> Difference:

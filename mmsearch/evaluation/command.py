@@ -13,6 +13,7 @@ import typer
 
 from indexer.errors import MmsearchError, NoIndex, UsageError
 from mmsearch.evaluation.analyses import register
+from mmsearch.evaluation.everyday_command import everyday
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -229,6 +230,7 @@ def compare(
 
 
 register(app)
+app.command("everyday")(everyday)
 
 
 def _result(
@@ -250,7 +252,7 @@ def _result(
     from mmsearch.evaluation.gallery import opened
     from mmsearch.evaluation.retrieval import evaluate_library
 
-    with _progress(str(subject)) as progress, opened(subject, data, cache, device, progress, reranker) as library:
+    with progress_bars(str(subject)) as progress, opened(subject, data, cache, device, progress, reranker) as library:
         result = evaluate_library(
             library,
             data,
@@ -321,7 +323,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _progress(subject: str) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(subject: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal for each thing that is done; in a log, a line when it begins."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn

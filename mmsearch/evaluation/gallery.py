@@ -53,12 +53,14 @@ class Gallery:
 
     Attributes:
         ids: ``(N,)`` numbers of the items, growing.
+        rows: ``(N,)`` where their vectors stand in the index, and the image tokens of pictures.
         vectors: ``(N, D)`` float32 unit rows.
         names: what an answer is called: the name or path of a picture, the words of a text.
         pictures: ``(N,)`` which picture of the data an item is, -1 for texts and for pictures of others.
     """
 
     ids: np.ndarray
+    rows: np.ndarray
     vectors: np.ndarray
     names: tuple[str, ...]
     pictures: np.ndarray
@@ -97,26 +99,53 @@ def opened(
     else:
         check_reads(reranker, subject)
     compressor = None if reranker is None else reranker.compressor
+    with (
+        indexed(subject, data, cache, progress, compressor) as folder,
+        mmsearch.open(folder, model=subject, reranker=reranker) as library,
+    ):
+        yield library
+
+
+@contextmanager
+def indexed(
+    encoder: Encoder,
+    data: Captioned,
+    cache: Path | None,
+    progress: Progress,
+    compressor: Compressor | None,
+    *,
+    captions: bool = True,
+) -> Iterator[Path]:
+    """The folder of an index that ``build`` made, kept in ``cache`` and found again as ``opened`` has it.
+
+    Raises:
+        UsageError, ModelError, StorageError: as in ``opened``.
+    """
     with tempfile.TemporaryDirectory(prefix="mmsearch-eval-", dir=_made(cache)) as scratch:
         folder = Path(scratch) / "index"
         tokens = "" if compressor is None else f"-{compressor.format.fingerprint[:16]}"
-        kept = cache / f"{subject.fingerprint[:16]}-{_digest(data)}{tokens}" if cache is not None else None
-        if kept is None or not Index.exists(kept):
-            build(folder, subject, data, progress, compressor)
-            if kept is not None:
-                folder = _moved(folder, kept)
-        else:
-            folder = kept
-        with mmsearch.open(folder, model=subject, reranker=reranker) as library:
-            yield library
+        alone = "" if captions else "-pictures"
+        kept = cache / f"{encoder.fingerprint[:16]}-{_digest(data)}{tokens}{alone}" if cache is not None else None
+        if kept is not None and Index.exists(kept):
+            yield kept
+            return
+        build(folder, encoder, data, progress, compressor, captions=captions)
+        yield folder if kept is None else _moved(folder, kept)
 
 
 def build(
-    folder: Path, encoder: Encoder, data: Captioned, progress: Progress, compressor: Compressor | None = None
+    folder: Path,
+    encoder: Encoder,
+    data: Captioned,
+    progress: Progress,
+    compressor: Compressor | None = None,
+    *,
+    captions: bool = True,
 ) -> None:
     """Make an index of ``data`` in ``folder``, with image tokens if there is a ``compressor``.
 
-    A picture that cannot be read is listed among the skipped files of the index, and its captions are left out.
+    A picture that cannot be read is listed among the skipped files of the index, and its captions are left out; all
+    are without ``captions``.
 
     Raises:
         ModelError: the model fails.
@@ -125,18 +154,8 @@ def build(
     index = Index.create(folder, encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim)
     with index, index.writing() as writer:
         read = _put_pictures(writer, encoder, embedding(writer, encoder, compressor), data.pictures, progress)
-        captions = data.subset(read).flat()[0]
-        progress("indexing captions", 0, len(captions))
-        for start in range(0, len(captions), TEXT_BATCH):
-            texts = [one_line(caption) for caption in captions[start : start + TEXT_BATCH]]
-            vectors = encoder.encode_texts(texts)
-            writer.apply(
-                [
-                    Put(_caption_asset(number, text), [Piece(Modality.TEXT, text=text)], vector[None])
-                    for number, (text, vector) in enumerate(zip(texts, vectors, strict=True), start)
-                ]
-            )
-            progress("indexing captions", start + len(texts), len(captions))
+        if captions:
+            _put_captions(writer, encoder, data.subset(read).flat()[0], progress)
 
 
 def read_picture(picture: Picture, size: int) -> Image:
@@ -156,7 +175,7 @@ def one_line(caption: str) -> str:
 def galleries(library: Library, data: Captioned) -> dict[Modality, Gallery]:
     """All pictures and all texts of an index; pictures are known by their path, or by the key that ``build`` gave."""
     with library.searcher().index.snapshot() as snapshot:
-        return {modality: _gallery(snapshot, modality, data) for modality in Modality}
+        return {modality: gallery_of(snapshot, modality, data) for modality in Modality}
 
 
 def skipped(library: Library, data: Captioned, gallery: Gallery) -> tuple[Skipped, ...]:
@@ -170,7 +189,8 @@ def skipped(library: Library, data: Captioned, gallery: Gallery) -> tuple[Skippe
     )
 
 
-def _gallery(snapshot: Snapshot, modality: Modality, data: Captioned) -> Gallery:
+def gallery_of(snapshot: Snapshot, modality: Modality, data: Captioned) -> Gallery:
+    """All items of one kind; pictures are known as in ``galleries``."""
     rows = sorted((item.id, item.row) for item in snapshot.reader.item_rows() if item.modality is modality)
     numbers = [row for _, row in rows]
     found = snapshot.reader.items_at(modality, numbers)
@@ -182,6 +202,7 @@ def _gallery(snapshot: Snapshot, modality: Modality, data: Captioned) -> Gallery
     ]
     return Gallery(
         np.array([number for number, _ in rows], dtype=np.int64),
+        np.array(numbers, dtype=np.int64),
         snapshot.vectors[modality].fetch(np.array(numbers, dtype=np.int64)),
         tuple(names),
         np.array(pictures, dtype=np.int64),
@@ -229,6 +250,20 @@ def _put_pictures(
                 done += len(batch)
                 progress("indexing pictures", done, len(pictures))
     return stored
+
+
+def _put_captions(writer: IndexWriter, encoder: Encoder, captions: Sequence[str], progress: Progress) -> None:
+    progress("indexing captions", 0, len(captions))
+    for start in range(0, len(captions), TEXT_BATCH):
+        texts = [one_line(caption) for caption in captions[start : start + TEXT_BATCH]]
+        vectors = encoder.encode_texts(texts)
+        writer.apply(
+            [
+                Put(_caption_asset(number, text), [Piece(Modality.TEXT, text=text)], vector[None])
+                for number, (text, vector) in enumerate(zip(texts, vectors, strict=True), start)
+            ]
+        )
+        progress("indexing captions", start + len(texts), len(captions))
 
 
 def _prepared(encoder: Encoder, picture: Picture) -> np.ndarray | str:
