@@ -49,7 +49,8 @@ _PLAIN = str.maketrans(
     | {"đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "Th", "ı": "i", "ħ": "h", "Ħ": "H"}
 )
 _QUOTED = re.compile(r'"([^"]*)"')
-_MARKS = str.maketrans("“”„‟«»「」『』", '""""""""""')
+MARKS = str.maketrans("“”„‟«»「」『』", '""""""""""')
+"""Quotation marks of all languages to plain ones."""
 
 Phrase = tuple[str, ...]
 """Words that stand side by side, in this order."""
@@ -106,7 +107,7 @@ def phrases(question: str) -> list[Phrase]:
     [('invoice',), ('2024', '113'), ('from',), ('Anna', 'Berg')]
     """
     found: dict[str, Phrase] = {}
-    for i, part in enumerate(_QUOTED.split(question.translate(_MARKS))):
+    for i, part in enumerate(_QUOTED.split(question.translate(MARKS))):
         for piece in [part] if i % 2 else part.split():
             words = tuple(tokens(prepare(piece)))
             if words:

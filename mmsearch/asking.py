@@ -27,7 +27,14 @@ _SEVERAL: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--kind": ("kind", str),
     "--under": ("under", Path),
 }
-_FLAGS = {"--no-rerank": "no_rerank", "--exact": "exact", "--json": "json_", "--paths": "paths", "-0": "null"}
+_FLAGS = {
+    "--no-rerank": "no_rerank",
+    "--exact": "exact",
+    "--literal": "literal",
+    "--json": "json_",
+    "--paths": "paths",
+    "-0": "null",
+}
 
 
 def read(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -75,6 +82,7 @@ def query(
     no_rerank: bool = False,
     candidates: int | None = None,
     exact: bool = False,
+    literal: bool = False,
     moments: int = 1,
     reranker: str | None = None,
     json_: bool = False,
@@ -119,6 +127,7 @@ def query(
                 rerank=not no_rerank,
                 candidates=candidates,
                 exact=exact,
+                literal=literal,
                 moments=moments,
             )
             if json_:
@@ -131,6 +140,8 @@ def query(
                 if hits:
                     print(present.hits_table(hits, width=_width()))
             sys.stdout.flush()
+            for line in present.understood_lines(hits.understood):
+                say(line)
             if hits.not_reranked:
                 say(f"not reranked: {hits.not_reranked}")
             if hits.nothing_else_matches:

@@ -264,6 +264,9 @@ def query(
             help='By words alone: answers hold all, "side by side" if in quotes; scores are shares of the best.',
         ),
     ] = False,
+    literal: Annotated[
+        bool, typer.Option("--literal", help='Look for every word: "in 2019" and "without people" are no filters.')
+    ] = False,
     moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
     reranker: RerankerOption = None,
     json_: JsonOption = False,
@@ -280,6 +283,8 @@ def query(
     that is below 0.09 for the best answer (less among few items), and the list ends where the odds fall below a
     hundredth of the best's.
 
+    A time ("in summer 2021") and what must not be there ("without people") are read out of the words, and shown.
+
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
     best = asking.query(
@@ -295,6 +300,7 @@ def query(
         no_rerank=no_rerank,
         candidates=candidates,
         exact=exact,
+        literal=literal,
         moments=moments,
         reranker=reranker,
         json_=json_,

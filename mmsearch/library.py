@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher, exact_hits
+from mmsearch.understanding import understand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -415,11 +416,14 @@ class Library:
         rerank: bool = True,
         candidates: int | None = None,
         exact: bool = False,
+        literal: bool = False,
         moments: int = 1,
     ) -> Hits:
         """The items that fit best, best first; the same question gives the same list.
 
-        ``Hits`` is a list that also says whether nothing else matches, and what could not be reranked.
+        ``Hits`` is a list that also says whether nothing else matches, what could not be reranked, and what was
+        ``understood`` of the words: a time ("in summer 2021") and unwanted things ("without people") are no words to
+        look for, but ``after``, ``before`` and ``without``; see ``mmsearch.understanding``.
 
         =====================================  ===========================================================
         ``query("a cat on a sofa")``           pictures and texts that fit the words
@@ -444,6 +448,8 @@ class Library:
             exact: search by words alone, without a model: an answer holds all of them, in whatever form ("receipts" for
                 "receipt"), those in quotes side by side.
                 Its ``score`` is then no probability but its BM25 score as a share of that of the first answer.
+            literal: whether every word of ``text`` is one to look for; with ``exact`` it is so anyway. A time is
+                read out of the words only where neither ``after`` nor ``before`` says one.
             moments: how many moments of one video may be among the answers.
 
         Raises:
@@ -453,16 +459,26 @@ class Library:
             DecodeError: the picture of the question cannot be read.
             ModelError: the model or the reranker fails.
         """
+        said = None
+        if text is not None and not literal and not exact:
+            said = understand(text, date.today(), dates=after is None and before is None)
+        without = [without] if isinstance(without, str) else without
+        open_list = k is None and min_prob is None
+        if said is not None:
+            # A time alone has no words to look for: all of it is shown, what is nearest to the question first.
+            text, open_list = said.text or (text if image is None else None), open_list and bool(said.text)
+            without = [*without, *said.without]
+            after, before = (after, before) if said.limits == (None, None) else said.limits
         query = parse_query(
             text,
             image=image if exact else _read_image(image, self.questioner.image_size),  # type: ignore[arg-type]
-            without=[without] if isinstance(without, str) else without,
+            without=without,
             kind=kind,
             under=under,
             after=after,
             before=before,
             min_prob=min_prob,
-            match=MATCH if k is None and min_prob is None else None,
+            match=MATCH if open_list else None,
             rerank=rerank,
             candidates=candidates,
             exact=exact,
@@ -472,7 +488,9 @@ class Library:
             index = self._need_index()
             return with_pictures(exact_hits(index, query, ANSWERS if k is None else k), index)
         searcher = self.searcher()
-        return with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
+        hits = with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
+        hits.understood = said
+        return hits
 
     def explain(
         self, question: str, picture: Image | str | os.PathLike[str], *, method: str | None = None

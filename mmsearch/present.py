@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmsearch.library import Status
     from mmsearch.rerank.explanation import Explanation
     from mmsearch.search import Hit, Hits
+    from mmsearch.understanding import Understood
 
 _SKIPPED_SHOWN = 20
 _WORTH_A_LINE = 100
@@ -38,7 +39,8 @@ def hits_table(hits: Sequence[Hit], *, width: int) -> str:
 
 
 def hits_json(hits: Hits) -> str:
-    """One JSON object: ``hits``, whether ``nothing_else_matches``, and what was ``not_reranked`` and why, or null.
+    """One JSON object: ``hits``, whether ``nothing_else_matches``, what was ``not_reranked`` and why, or null, and what
+    was ``understood`` of the words, or null.
 
     Bytes of a path that are not UTF-8 come as lone surrogates, as ``os.fsdecode`` gives them.
     """
@@ -48,6 +50,19 @@ def hits_json(hits: Hits) -> str:
 def hits_line(hits: Hits, question: str | None) -> str:
     """The same on one line, with the question that it answers."""
     return json.dumps({"question": question} | hits.as_dict())
+
+
+def understood_lines(understood: Understood | None) -> list[str]:
+    """What was read out of the words of a question: ``only: 2021-06-01 to 2021-09-01``, ``without: people``."""
+    if understood is None:
+        return []
+    after, before = understood.after, understood.before
+    lines = []
+    if after and before:
+        lines.append(f"only: {after} to {before}")
+    elif after or before:
+        lines.append(f"only: from {after}" if after else f"only: before {before}")
+    return lines + ([f"without: {', '.join(understood.without)}"] if understood.without else [])
 
 
 def hits_paths(hits: Sequence[Hit], *, end: bytes) -> bytes:

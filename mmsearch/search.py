@@ -26,6 +26,7 @@ from mmsearch.words import evidence, raised
 if TYPE_CHECKING:
     from mmsearch.rerank.explain import Shown
     from mmsearch.rerank.explanation import Explanation
+    from mmsearch.understanding import Understood
 
 _MORE = 4
 """So many times more pieces are fetched where the first ones were too few things."""
@@ -200,12 +201,19 @@ class Hits(list[Hit]):
         nothing_else_matches: the list ends because what follows is too unlikely, as ``Query`` has it; an empty list
             then means that nothing matches, and else that there was nothing to choose from.
         not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
+        understood: the time and the unwanted things that were read out of the words; None if there were none.
     """
 
     def __init__(
-        self, hits: Iterable[Hit] = (), *, nothing_else_matches: bool = False, not_reranked: str | None = None
+        self,
+        hits: Iterable[Hit] = (),
+        *,
+        nothing_else_matches: bool = False,
+        not_reranked: str | None = None,
+        understood: Understood | None = None,
     ) -> None:
         super().__init__(hits)
+        self.understood = understood
         self.nothing_else_matches = nothing_else_matches
         self.not_reranked = not_reranked
 
@@ -215,6 +223,7 @@ class Hits(list[Hit]):
             "hits": [hit.as_dict() for hit in self],
             "nothing_else_matches": self.nothing_else_matches,
             "not_reranked": self.not_reranked,
+            "understood": self.understood and self.understood.as_dict(),
         }
 
 

@@ -30,6 +30,7 @@ SIMPLE = [
     ["cat -k 3"],
     ["  cat ", "--index", "a folder"],
     ["a", "dog", "on", "a", "beach"],
+    ["a", "dog", "in", "2019", "--literal"],
     ["a", "-k", "3", "dog", "--json", "on a  beach"],
 ]
 OTHER = [

@@ -235,7 +235,12 @@ def test_nothing_found_is_said_and_is_no_failure(samples_index: Path) -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "mmsearch: nothing found\n")
     run = mmsearch("query", "a cat", "--before", "1900", "--json", "--index", samples_index)
     assert run.returncode == 0
-    assert json.loads(run.stdout) == {"hits": [], "nothing_else_matches": False, "not_reranked": None}
+    assert json.loads(run.stdout) == {
+        "hits": [],
+        "nothing_else_matches": False,
+        "not_reranked": None,
+        "understood": None,
+    }
 
 
 def test_status(samples_index: Path) -> None:
