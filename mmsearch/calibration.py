@@ -4,8 +4,8 @@ Cosines are not comparable across modalities: with CLIP-like encoders a caption 
 to its own picture (the modality gap, Liang et al., "Mind the Gap", NeurIPS 2022). So each pair of question and item
 modality gets its own straight line through the log-odds, logit = slope · (cosine - mean) / std + bias, with mean and
 std those of unrelated pairs and slope and bias fitted to pairs that are known to match (Platt, "Probabilistic outputs
-for SVMs", 1999). The prior is one match among a thousand items: a score of 0.5 says that, where one item in a thousand
-matches, this is as likely a match as not.
+for SVMs", 1999). The prior is one match among a thousand items, whatever is asked; ``mmsearch.posterior`` says what
+these log-odds mean for one question and one library.
 """
 
 from __future__ import annotations

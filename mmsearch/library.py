@@ -25,7 +25,7 @@ from indexer.tokens import Compressor
 from indexer.types import VISUAL, Modality, Skipped
 from mmsearch import background, calibration
 from mmsearch.captioned import with_pictures
-from mmsearch.query import MATCH, parse_query
+from mmsearch.query import parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher, exact_hits
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "mini"
 ANSWERS = 10
-"""Answers to a question that does not say how many, if so many match."""
+"""Answers to a question that does not say how many."""
+NEAREST = 5
+"""Answers to one of these where none is likely to match."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +415,7 @@ class Library:
         after: str | datetime | None = None,
         before: str | datetime | None = None,
         min_prob: float | None = None,
+        only_clear: bool = False,
         rerank: bool = True,
         candidates: int | None = None,
         exact: bool = False,
@@ -421,9 +424,10 @@ class Library:
     ) -> Hits:
         """The items that fit best, best first; the same question gives the same list.
 
-        ``Hits`` is a list that also says whether nothing else matches, what could not be reranked, and what was
-        ``understood`` of the words: a time ("in summer 2021") and unwanted things ("without people") are no words to
-        look for, but ``after``, ``before`` and ``without``; see ``mmsearch.understanding``.
+        ``Hits`` is a list that also says whether any answer is a ``clear`` match, how many items match in all
+        (``estimated_matches``), what could not be reranked, and what was ``understood`` of the words: a time ("in
+        summer 2021") and unwanted things ("without people") are no words to look for, but ``after``, ``before`` and
+        ``without``; see ``mmsearch.understanding``.
 
         =====================================  ===========================================================
         ``query("a cat on a sofa")``           pictures and texts that fit the words
@@ -436,13 +440,12 @@ class Library:
 
         Args:
             image: a PIL image or the path of one.
-            k: how many, however unlikely the last of them are. By default up to 10, as many as match: none if the best
-                has a probability below 0.09 (``mmsearch.query.MATCH``; less among fewer than 1,000 items), and else up
-                to the first that has less than that and whose odds are below a hundredth of those of the best
-                (``FALL``).
+            k: how many, however unlikely the last of them are. By default 10 (``ANSWERS``), and 5 (``NEAREST``) where
+                not even the best is likely to match.
             after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
                 counts, else that of the file.
             min_prob: leave out what is less likely to match, between 0 and 1; with or without ``k``.
+            only_clear: leave out what is no clear match (``Hit.clear``).
             rerank: whether the reranker, if there is one, looks again at the first answers.
             candidates: how many of the first answers of each kind it looks at; by default what its model says.
             exact: search by words alone, without a model: an answer holds all of them, in whatever form ("receipts" for
@@ -478,7 +481,8 @@ class Library:
             after=after,
             before=before,
             min_prob=min_prob,
-            match=MATCH if open_list else None,
+            only_clear=only_clear,
+            unsure=NEAREST if open_list else None,
             rerank=rerank,
             candidates=candidates,
             exact=exact,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,16 +15,6 @@ from indexer.types import Modality
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MATCH = 0.09
-"""How likely the best answer must be when nobody says how many are wanted: below it nothing matches. There the captions
-of Flickr8k's dev split are answered as often as questions about what is not there are not (`benchmarks/absent.py`)."""
-FALL = 100.0
-"""An answer less likely than ``MATCH`` still ends no list if its odds are at least those of the best over this."""
-
-LIBRARY = 1000
-"""Items of a library in which one in a thousand matches: to fewer, ``MATCH`` is fitted; see ``least_shown``."""
-FEWEST = 160
 
 _PARTIAL_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 
@@ -45,9 +34,10 @@ class Query:
     where: Filter = field(default_factory=Filter)
     min_prob: float | None = None
     """Nothing that is less likely to match; whatever there is if None."""
-    match: float | None = None
-    """Nothing at all if the best answer is less likely to match, and else what is so likely, or has odds of at least
-    those of the best over ``FALL``; whatever there is if None."""
+    only_clear: bool = False
+    """Nothing that is no clear match, as ``mmsearch.posterior`` has it."""
+    unsure: int | None = None
+    """How many answers there are at most where not even the best is likely; as many as were asked for if None."""
     rerank: bool = True
     """Whether a reranker, if there is one, looks again at the first answers."""
     candidates: int | None = None
@@ -68,7 +58,8 @@ def parse_query(
     after: str | datetime | None = None,
     before: str | datetime | None = None,
     min_prob: float | None = None,
-    match: float | None = None,
+    only_clear: bool = False,
+    unsure: int | None = None,
     rerank: bool = True,
     candidates: int | None = None,
     exact: bool = False,
@@ -95,6 +86,8 @@ def parse_query(
         raise UsageError("a picture has no words to search for: leave --exact out, or the picture")
     if exact and min_prob is not None:
         raise UsageError("--exact gives no probability that --min-prob could be held against")
+    if exact and only_clear:
+        raise UsageError("--exact finds what holds every word, which is clear: leave --only-clear out")
     if moments < 1:
         raise UsageError(f"moments is {moments}; let a video have at least 1 moment among the answers")
     kinds = [word.strip() for one in ([kind] if isinstance(kind, str) else kind or ()) for word in one.split(",")]
@@ -112,38 +105,13 @@ def parse_query(
         tuple(dict.fromkeys(map(_modality, kinds))),
         where,
         min_prob,
-        match,
+        only_clear,
+        unsure,
         rerank,
         candidates,
         exact,
         moments,
     )
-
-
-def least_shown(query: Query, best: float, items: int) -> float:
-    """The probability that an answer needs to be shown, where the best has the probability ``best``; inf for none.
-
-    Example, in a large library: with ``match`` 0.09 and a best of 0.5, the odds of which are 1 : 1, an answer of
-    1 : 100 is shown, or 0.0099; with a best of 0.99 odds of 99 : 100 would be needed, but 0.09 suffices.
-
-    Args:
-        items: pieces in the library. A probability is that where one item in a thousand matches. Among fewer items the
-            best of those that do not match is less likely by as much as they are fewer, so less is asked of the best
-            that does; but no less than among ``FEWEST``.
-    """
-    least = query.min_prob or 0.0
-    if query.match is None:
-        return least
-    match = _scaled(query.match, min(1.0, max(items, FEWEST) / LIBRARY))
-    if best < match:
-        return math.inf
-    return max(least, min(match, _scaled(best, 1 / FALL)))
-
-
-def _scaled(probability: float, factor: float) -> float:
-    """The probability whose odds are ``factor`` times as high."""
-    odds = factor * probability / max(1 - probability, 1e-12)
-    return odds / (1 + odds)
 
 
 def parse_time(when: str | datetime) -> float:

@@ -14,12 +14,14 @@ from indexer.encoders import Encoder
 from indexer.errors import UsageError
 from indexer.index import Index, Snapshot
 from indexer.types import VISUAL, Box, Item, Modality, Span
-from mmsearch import moments
+from mmsearch import moments, posterior
 from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.exact import allowed_rows, find_exact
-from mmsearch.query import Query, least_shown
+from mmsearch.posterior import SEEN, Scale, level, one_expected, signs_of
+from mmsearch.query import Query
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.stage import SecondStage, fused_order
+from mmsearch.sampling import TAIL, WORTH, Sample, Samples, matches_beyond
 from mmsearch.things import Scored, Thing, things
 from mmsearch.words import evidence, raised
 
@@ -34,8 +36,6 @@ EXCLUSION_POOL = 2000
 """Answers among which ``without`` chooses: what is left after the unwanted sank is sought in the best so many."""
 EXCLUSION_WEIGHT = 3.0
 """Log-odds that an answer loses for each standard deviation by which it shows the unwanted; chosen on Flickr8k dev."""
-EXCLUSION_SAMPLE = 1024
-"""Items of the library on which that deviation is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,24 @@ class Hit:
 
     @property
     def probability(self) -> float | None:
-        """How likely it is that this is what was asked for, where one item in a thousand is: what ``score`` says.
+        """How likely it is that this is what was asked for, in this library: what ``score`` says.
 
         None where words alone were asked for.
         """
         return None if self.exact else self.score
+
+    @property
+    def level(self) -> str:
+        """What the probability means in a word: ``clear``, ``likely`` or ``weak``; see ``mmsearch.posterior``.
+
+        What holds all the words that were asked for alone is clear.
+        """
+        return "clear" if self.exact else level(self.score)
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is a clear match."""
+        return self.level == "clear"
 
     @property
     def _read(self) -> Item:
@@ -173,6 +186,7 @@ class Hit:
         values: dict[str, Any] = {
             "rank": self.rank,
             "score": round(self.score, 6),
+            "level": None if self.exact else self.level,
             "reranked": self.reranked,
             "exact": self.exact or None,
             "kind": self.kind,
@@ -198,8 +212,9 @@ class Hits(list[Hit]):
     """The answers to one question, best first.
 
     Attributes:
-        nothing_else_matches: the list ends because what follows is too unlikely, as ``Query`` has it; an empty list
-            then means that nothing matches, and else that there was nothing to choose from.
+        nothing_else_matches: the list ends because what follows is less likely than was asked for; an empty list then
+            means that nothing is as likely, and else that there was nothing to choose from.
+        estimated_matches: how many items of the library match, about; 0 where words alone were asked for.
         not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
         understood: the time and the unwanted things that were read out of the words; None if there were none.
     """
@@ -211,16 +226,25 @@ class Hits(list[Hit]):
         nothing_else_matches: bool = False,
         not_reranked: str | None = None,
         understood: Understood | None = None,
+        estimated_matches: float = 0.0,
     ) -> None:
         super().__init__(hits)
         self.understood = understood
+        self.estimated_matches = estimated_matches
         self.nothing_else_matches = nothing_else_matches
         self.not_reranked = not_reranked
+
+    @property
+    def clear(self) -> bool:  # type: ignore[override]  # nobody empties a list of answers, and this is what is asked
+        """Whether any answer is a clear match."""
+        return any(hit.clear for hit in self)
 
     def as_dict(self) -> dict[str, Any]:
         """The list and what is said of it in plain values, for JSON."""
         return {
             "hits": [hit.as_dict() for hit in self],
+            "clear": self.clear,
+            "estimated_matches": round(self.estimated_matches, 1),
             "nothing_else_matches": self.nothing_else_matches,
             "not_reranked": self.not_reranked,
             "understood": self.understood and self.understood.as_dict(),
@@ -269,6 +293,17 @@ class _Worded:
     whole: np.ndarray
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """The best answers of one kind, best first, their log-odds ``(K,)``, the signs of the question ``(F,)`` as
+    ``mmsearch.posterior.signs_of`` gives them, and how many items of that kind may answer."""
+
+    items: tuple[Item, ...]
+    logits: np.ndarray
+    signs: np.ndarray
+    among: int
+
+
 class Searcher:
     """Answers questions about one index. May be used from several threads.
 
@@ -289,6 +324,7 @@ class Searcher:
         self.calibration = calibration
         self._encoding = threading.Lock()
         self._second = None if reranker is None else SecondStage(reranker, encoder, self._encoding)
+        self._samples = Samples()
         self._word_totals: tuple[int, tuple[int, int]] | None = None
 
     @property
@@ -297,7 +333,7 @@ class Searcher:
         return None if self._second is None else self._second.reranker
 
     def search(self, query: Query, k: int = 10) -> Hits:
-        """The ``k`` best answers, best first, ties to the smaller item; fewer if no more are likely enough.
+        """The ``k`` best answers, best first, ties to the smaller item; fewer if ``query`` wants only what is likely.
 
         The first answers of a longer list are the shorter list.
 
@@ -364,7 +400,7 @@ class Searcher:
     def _answer(self, snapshot: Snapshot, asked: Sequence[Asked], k: int, pool: int) -> list[tuple[Hits, bool]]:
         """The ``k`` best things among the ``pool`` best pieces of each kind, and whether no other can be among them."""
         first = [
-            {kind: self._search_kind(snapshot, kind, one, max(pool, self._depth(one, kind))) for kind in Modality}
+            {kind: self._search_kind(snapshot, kind, one, max(pool, self._depth(one, kind), SEEN)) for kind in Modality}
             for one in asked
         ]
         spoken_for = [self._words(snapshot, one, pool) for one in asked]
@@ -380,31 +416,104 @@ class Searcher:
             for kind in Modality
         }
         videos = moments.videos_beside(snapshot.reader, items[Modality.TEXT].values())
-        size = sum(rows - len(snapshot.dead[kind]) for kind, rows in snapshot.state.rows.items())
         answers: list[tuple[Hits, bool]] = []
         for one, kinds, (spoken, beyond) in zip(asked, first, spoken_for, strict=True):
             reasons: list[str] = []
             found: list[Scored] = []
-            # `beyond` are log-odds that a piece which was not fetched may have
+            matches, further = 0.0, -np.inf  # the log-odds that a piece which was not fetched may have
             for kind in kinds:
+                if not len(kinds[kind].rows):
+                    continue
                 of_kind = self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons)
-                if len(of_kind.rows) >= max(pool, self._depth(one, kind)):
-                    beyond = max(beyond, float(of_kind.logits[-1]))
+                scale = self._scale(snapshot, kind, one, kinds[kind], of_kind)
+                matches += self._matches(snapshot, kind, one, kinds[kind], of_kind, scale)
+                least = float(of_kind.logits[-1]) if len(of_kind.rows) >= max(pool, self._depth(one, kind)) else -np.inf
+                further = max(further, float(scale.log_odds(np.array(max(least, beyond)))))
                 of_kind = self._with_words(snapshot, kind, one, of_kind, spoken.get(kind), items[kind])
                 found += [
                     Scored(logit, items[kind][row], again)
                     for logit, row, again in zip(
-                        of_kind.logits.tolist(), of_kind.rows.tolist(), of_kind.reranked.tolist(), strict=True
+                        scale.log_odds(of_kind.logits).tolist(),
+                        of_kind.rows.tolist(),
+                        of_kind.reranked.tolist(),
+                        strict=True,
                     )
                 ]
             merged = things(moments.merge(moments.with_videos(found, videos), one.query.moments))
             last = merged[k - 1].best.score if len(merged) >= k else np.inf
-            least = least_shown(one.query, probability(merged[0].best.score), size) if merged else 0.0
-            enough = beyond == -np.inf or beyond <= last < np.inf or probability(beyond) < least
+            enough = further == -np.inf or further <= last < np.inf
             obstacles = "; ".join(dict.fromkeys(reasons)) or None
-            hits = _hits(one.query, merged[:k], least, obstacles, self._explain_hit)
+            hits = _hits(one.query, merged[:k], matches, obstacles, self._explain_hit)
             answers.append((hits, enough))
         return answers
+
+    def _scale(self, snapshot: Snapshot, answered: Modality, asked: Asked, first: _Found, again: _Found) -> Scale:
+        """What log-odds of one kind mean for this question and this library.
+
+        Args:
+            first, again: what was found, before and after the second stage.
+        """
+        sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, asked.query))
+        fitted = self._posteriors(bool(again.reranked.any())).get((Modality.TEXT, _as_trained(answered)))
+        if fitted is None or len(asked.wanted) > 1 or asked.query.text is None:
+            return one_expected(sample.items)
+        return fitted.scale(self._signs(asked, answered, sample, first, again))
+
+    def _signs(self, asked: Asked, answered: Modality, sample: Sample, first: _Found, again: _Found) -> np.ndarray:
+        """What ``signs_of`` says of a question in words."""
+        reranked = bool(again.reranked.any())
+        near = self._second.nearness(asked.wanted[0].vector, answered) if reranked and self._second else 0.0
+        background = self._background(asked, answered, sample)
+        words = len((asked.query.text or "").split())
+        return signs_of(words, again.logits[:SEEN], first.logits[:SEEN], background, near)
+
+    def _background(self, asked: Asked, answered: Modality, sample: Sample) -> np.ndarray:
+        """Log-odds of the first stage of a sample ``(S,)``."""
+        direction, offset = self._line(asked, answered)
+        return np.asarray(sample.vectors.astype(np.float64) @ direction + offset)
+
+    def seen(self, query: Query, answered: Modality) -> Seen:
+        """What a posterior is fitted to: the best answers of one kind to a question in words, and its signs.
+
+        Raises:
+            ModelError, StorageError: as ``search``.
+        """
+        (asked,) = self.embed([query])
+        with self.index.snapshot() as snapshot:
+            first = self._search_kind(snapshot, answered, asked, max(SEEN, self._depth(asked, answered)))
+            items = snapshot.reader.items_at(answered, first.rows.tolist())
+            again = self._look_again(snapshot, answered, asked, first, items, [])
+            sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, query))
+            signs = self._signs(asked, answered, sample, first, again)
+        order = np.lexsort((first.rows, -again.logits))[:SEEN]
+        return Seen(tuple(items[row] for row in first.rows[order].tolist()), again.logits[order], signs, sample.items)
+
+    def _posteriors(self, reranked: bool) -> Mapping[posterior.Direction, posterior.Posterior]:
+        if not reranked or self._second is None:
+            return posterior.first_stage()
+        return getattr(self._second.reranker, "posterior", {})
+
+    def _matches(
+        self, snapshot: Snapshot, answered: Modality, asked: Asked, first: _Found, again: _Found, scale: Scale
+    ) -> float:
+        """How many items of one kind match, about: the probabilities of the best, and an estimate of what follows."""
+        likely = scale.probabilities(again.logits[:SEEN])
+        count = float(likely.sum())
+        if len(likely) < SEEN or float(likely[-TAIL:].mean()) < WORTH or asked.unwanted:
+            return count
+        reranked = bool(again.reranked.any())
+        if reranked and (self._second is None or self._second.reranker.compressor is None):
+            return count  # its pictures would have to be opened
+        sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, asked.query))
+        background = self._background(asked, answered, sample)
+
+        def probabilities(places: np.ndarray) -> np.ndarray:
+            some = _Found(sample.rows[places], background[places], np.zeros(len(places), dtype=bool))
+            if reranked:
+                some = self._look_again(snapshot, answered, asked, some, {}, [], depth=len(places))
+            return scale.probabilities(some.logits)
+
+        return count + matches_beyond(sample, background, first.rows[:SEEN], probabilities)
 
     def _depth(self, asked: Asked, answered: Modality) -> int:
         """How many answers of one kind are looked at again."""
@@ -420,8 +529,12 @@ class Searcher:
         found: _Found,
         items: Mapping[int, Item],
         reasons: list[str],
+        depth: int | None = None,
     ) -> _Found:
-        """What was found of one kind, the candidates reranked; what is in the way of that is added to ``reasons``."""
+        """What was found of one kind, the candidates reranked; what is in the way of that is added to ``reasons``.
+
+        Candidates are the first ``depth``, or as many as are looked at of this kind for None.
+        """
         part = _across(asked, answered)
         if part is None or not asked.query.rerank or not len(found.rows):
             return found
@@ -433,7 +546,7 @@ class Searcher:
             reasons.append(obstacle)
             return found
         assert part.side is not None  # embedded for a question that is to be reranked
-        rows = found.rows[: self._depth(asked, answered)]  # (C,)
+        rows = found.rows[: self._depth(asked, answered) if depth is None else depth]  # (C,)
         logits = self._second.logits(snapshot, part.side, rows, items, answered)  # (C,)
         line = line_for(self.calibration, part.asked, answered)
         vectors = snapshot.vectors[answered].fetch(rows).astype(np.float64)  # (C, D)
@@ -467,7 +580,7 @@ class Searcher:
         found = rows[0][rows[0] >= 0]  # (K,)
         logits = scores[0][: len(found)] + offset  # (K,)
         if unwanted and len(found):
-            logits = logits - _penalty(store.fetch(found), _sample(snapshot, answered), unwanted)
+            logits = logits - _penalty(store.fetch(found), self._samples.of(snapshot, answered).vectors, unwanted)
             order = np.lexsort((found, -logits))[:k]
             found, logits = found[order], logits[order]
         return _Found(found, logits, np.zeros(len(found), dtype=bool))
@@ -511,7 +624,7 @@ class Searcher:
                 vectors = store.fetch(rows[here])
                 logits[here] = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
                 if asked.unwanted:
-                    logits[here] -= _penalty(vectors, _sample(snapshot, kind), asked.unwanted)
+                    logits[here] -= _penalty(vectors, self._samples.of(snapshot, kind).vectors, asked.unwanted)
         answering = np.isfinite(logits)
         spoken, rows, logits = spoken.only(answering), rows[answering], logits[answering]
         weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)
@@ -614,6 +727,11 @@ def _seconds(time: float) -> str:
     return f"{time:.3f}".rstrip("0").rstrip(".")
 
 
+def _as_trained(answered: Modality) -> Modality:
+    """The modality that a posterior was fitted on: a clip counts as a picture."""
+    return Modality.IMAGE if answered in VISUAL else answered
+
+
 def _across(asked: Asked, answered: Modality) -> Part | None:
     """The part of a question that a reranker holds against answers of one kind: words against pictures, or reverse."""
     return next((part for part in asked.wanted if (part.asked is Modality.TEXT) is (answered in VISUAL)), None)
@@ -661,11 +779,11 @@ def exact_hits(index: Index, query: Query, k: int = 10) -> Hits:
 def _hits(
     query: Query,
     found: Sequence[Thing],
-    least: float,
+    matches: float,
     not_reranked: str | None,
     explain_hit: Callable[[Query, Item, str | None], Explanation],
 ) -> Hits:
-    """The things that were found, best first, as far as they are as likely as ``least``."""
+    """The things that were found, best first, those that ``query`` wants shown."""
 
     def explaining(item: Item) -> Callable[[str | None], Explanation]:
         return lambda method: explain_hit(query, item, method)
@@ -677,15 +795,15 @@ def _hits(
         hits.append(
             Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
         )
-    likely = [hit for hit in hits if hit.score >= least]
-    return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)
-
-
-def _sample(snapshot: Snapshot, modality: Modality) -> np.ndarray:
-    """Vectors ``(S, D)`` of items spread evenly over the library."""
-    store = snapshot.vectors[modality]
-    alive = np.setdiff1d(np.arange(store.rows), snapshot.dead[modality], assume_unique=True)
-    return store.fetch(alive[np.linspace(0, len(alive) - 1, min(len(alive), EXCLUSION_SAMPLE)).astype(int)])
+    shown = [hit for hit in hits if hit.score >= (query.min_prob or 0.0) and (hit.clear or not query.only_clear)]
+    if query.unsure is not None and hits and hits[0].level == "weak":
+        shown = shown[: query.unsure]
+    return Hits(
+        shown,
+        nothing_else_matches=len(shown) < len(hits) and (query.min_prob is not None or query.only_clear),
+        not_reranked=not_reranked,
+        estimated_matches=max(matches, float(sum(hit.score for hit in hits))),
+    )
 
 
 def _penalty(vectors: np.ndarray, library: np.ndarray, unwanted: Sequence[Part]) -> np.ndarray:

@@ -26,7 +26,7 @@ from indexer.types import Skipped
 from mmsearch.evaluation import metrics
 from mmsearch.evaluation.bootstrap import Interval, calibration_interval, interval
 from mmsearch.evaluation.gallery import Progress, indexed, one_line
-from mmsearch.evaluation.kinds import Kind, Kinds, Said, agreeing, everyday_kinds, fits, matches, read_captions
+from mmsearch.evaluation.kinds import Kinds, Said, agreeing, everyday_kinds, fits, matches, read_captions
 from mmsearch.evaluation.libraries import draws, library_of, name_of, read_pool
 from mmsearch.rerank.load import check_reads, load_reranker
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mmsearch.datasets import Captioned
     from mmsearch.library import Library
     from mmsearch.rerank import Reranker
-    from mmsearch.search import Hits
 
 SIZES = (50, 250, 1000, 8000)
 """Pictures of the libraries."""
@@ -46,6 +45,19 @@ FIRST = 10
 SURE = 0.5
 CAPTIONS = 250
 """Captions that ask of one library, at most; no two of one picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a library: as ``present``, ``absent`` or ``captions``, and which pictures of it are right.
+
+    ``group`` is what is asked for: the name of a kind, or that of a picture.
+    """
+
+    role: str
+    text: str
+    group: str
+    right: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +172,7 @@ def evaluate_everyday(
         raise UsageError(f"none of {len(whole)} pictures can be read{_first(pool.skipped)}")
     own = [place for place, picture in enumerate(pool.pictures.tolist()) if picture < len(data)]
     others = [place for place, picture in enumerate(pool.pictures.tolist()) if picture >= len(data)]
-    judge = _Judge(whole, len(data), kinds, agree, seed)
+    judge = Judge(whole, len(data), kinds, agree, seed)
     found = []
     with tempfile.TemporaryDirectory(prefix="mmsearch-eval-") as scratch:
         for size in sorted({min(size, len(pool.pictures)) for size in sizes}):
@@ -191,7 +203,7 @@ def _first(skipped: Sequence[Skipped]) -> str:
     return f"; the first is {skipped[0].path}: {skipped[0].reason}" if skipped else ""
 
 
-class _Judge:
+class Judge:
     """What the captions of all pictures say, and the questions that follow from it for any library of them."""
 
     def __init__(self, data: Captioned, own: int, kinds: Kinds, agree: int, seed: int) -> None:
@@ -211,25 +223,29 @@ class _Judge:
     def ask(self, library: Library, pictures: Sequence[int], asked: _Answers) -> None:
         """Ask everything of a library of these pictures."""
         here = {name_of(picture): picture for picture in pictures}
-        for kind, relevant in self._present(frozenset(pictures)):
-            for text in kind.ask:
-                right = relevant.__contains__
-                asked.present.append(_answered(library, text, kind.name, here, right, len(relevant)))
-        for kind in self.kinds.absent:
-            if self.mentioned[kind.name].isdisjoint(pictures):
-                for text in kind.ask:
-                    asked.absent.append(_answered(library, text, kind.name, here, lambda _: False, 0))
-        for picture, caption in self._captions(pictures):
-            meant = _answered(library, caption, self.data.pictures[picture].name, here, picture.__eq__, 1)
-            asked.captions.append(meant)
-            fitting = meant.first is not None and fits(caption, self.said[meant.first], self.kinds)
-            asked.fitting.append(meant.right[:1] == (True,) or fitting)
+        for question in self.questions(pictures):
+            answered = _answered(library, question.text, question.group, here, question.right)
+            getattr(asked, question.role).append(answered)
+            if question.role == "captions":
+                fitting = answered.first is not None and self.fits(question.text, answered.first)
+                asked.fitting.append(answered.right[:1] == (True,) or fitting)
 
-    def _present(self, pictures: frozenset[int]) -> Iterator[tuple[Kind, frozenset[int]]]:
+    def questions(self, pictures: Sequence[int]) -> Iterator[Question]:
+        """Everything that can be asked of a library of these pictures."""
+        there = frozenset(pictures)
         for kind in self.kinds.present:
-            relevant = self.matching[kind.name] & pictures
-            if relevant:
-                yield kind, relevant
+            right = self.matching[kind.name] & there
+            if right:
+                yield from (Question("present", text, kind.name, right) for text in kind.ask)
+        for kind in self.kinds.absent:
+            if self.mentioned[kind.name].isdisjoint(there):
+                yield from (Question("absent", text, kind.name, frozenset()) for text in kind.ask)
+        for picture, caption in self._captions(pictures):
+            yield Question("captions", caption, self.data.pictures[picture].name, frozenset([picture]))
+
+    def fits(self, caption: str, picture: int) -> bool:
+        """Whether the captions of a picture say all that ``caption`` does."""
+        return fits(caption, self.said[picture], self.kinds)
 
     def _captions(self, pictures: Sequence[int]) -> list[tuple[int, str]]:
         """A caption of each of the pictures that may ask, or of ``CAPTIONS`` of them."""
@@ -240,21 +256,19 @@ class _Judge:
         return [(picture, one_line(some[int(rng.integers(len(some)))])) for picture, some in captions]
 
 
-def _answered(
-    library: Library, text: str, group: str, here: dict[str, int], right: Callable[[int], bool], relevant: int
-) -> Asked:
+def _answered(library: Library, text: str, group: str, here: dict[str, int], right: frozenset[int]) -> Asked:
     """Ask as everybody does, and where that shows fewer than ten answers, for ten."""
     shown = library.query(text)
     first = shown[:FIRST] if len(shown) >= FIRST else library.query(text, k=FIRST)
-    shown_right = [right(here[str(hit.key)]) for hit in shown]
-    clear = _clear(shown)
-    first_right = [right(here[str(hit.key)]) for hit in first]
+    shown_right = [here[str(hit.key)] in right for hit in shown]
+    clear = [hit.clear for hit in shown]
+    first_right = [here[str(hit.key)] in right for hit in first]
     ranks = [rank for rank, yes in enumerate(first_right, 1) if yes]
-    judged = metrics.Judged.of([[*ranks, *[np.inf] * (relevant - len(ranks))]]) if relevant else None
+    judged = metrics.Judged.of([[*ranks, *[np.inf] * (len(right) - len(ranks))]]) if right else None
     return Asked(
         text,
         group,
-        relevant,
+        len(right),
         len(shown),
         sum(shown_right),
         sum(clear),
@@ -264,11 +278,6 @@ def _answered(
         tuple(first_right),
         0.0 if judged is None else float(metrics.ndcg(judged, FIRST)[0]),
     )
-
-
-def _clear(hits: Hits) -> list[bool]:
-    """Which answers are called clear matches: all that are shown, where a search makes no difference."""
-    return [bool(getattr(hit, "clear", True)) for hit in hits]
 
 
 class _Answers:

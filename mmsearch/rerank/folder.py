@@ -8,9 +8,9 @@ from typing import Any
 
 from indexer.errors import ModelError
 from indexer.types import Modality
-from mmsearch import calibration
+from mmsearch import calibration, posterior
 
-CONFIG, CALIBRATION = "config.json", "calibration.json"
+CONFIG, CALIBRATION, POSTERIOR = "config.json", "calibration.json", "posterior.json"
 DIRECTIONS = ((Modality.TEXT, Modality.IMAGE), (Modality.IMAGE, Modality.TEXT))
 
 
@@ -42,3 +42,18 @@ def read_lines(folder: Path) -> dict[tuple[Modality, Modality], calibration.Fuse
         if (asked, answered) not in lines:
             raise ModelError(f"{path} says nothing of {asked}->{answered}")
     return lines
+
+
+def read_posterior(folder: Path) -> dict[posterior.Direction, posterior.Posterior]:
+    """The ``posterior.json`` of a reranker; empty where there is none.
+
+    Raises:
+        ModelError: it cannot be read, or lacks a number.
+    """
+    path = folder / POSTERIOR
+    if not path.exists():
+        return {}
+    try:
+        return posterior.read(read_json(path))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ModelError(f"the reranker in {folder} is damaged ({path.name}: {type(exc).__name__}: {exc})") from exc

@@ -8,6 +8,7 @@ A folder holds it:
     fusion.onnx             the joint encoder itself, of another kind of fusion or exported by an older mmsearch
     bank.safetensors        vectors of texts (K, D) and of pictures (M, D), see ``mmsearch.rerank.bank``; may be missing
     calibration.json        for each direction the log-odds of a match, from those of the first stage and the logit
+    posterior.json          what these mean for a question and a library, see ``mmsearch.posterior``; may be missing
 
 The joint encoder leads words (C, L, S), mask (C, L), tokens (I, T, W), text (K,) and picture (K,) to logits (K,),
 attention (K, L, T) and weights (K, L); pair k is text[k] with picture[k]. ``attention`` says where in the picture each
@@ -31,9 +32,10 @@ from indexer.text_tower.mapped import map_tensors
 from indexer.tokens import Compressor, TokenFormat
 from indexer.types import Modality
 from mmsearch.calibration import FusedLine
+from mmsearch.posterior import Posterior
 from mmsearch.rerank import Look, PictureSide, TextSide
 from mmsearch.rerank.bank import QueryBank
-from mmsearch.rerank.folder import CONFIG, read_json, read_lines
+from mmsearch.rerank.folder import CONFIG, read_json, read_lines, read_posterior
 from mmsearch.rerank.fusion_numpy import NumpyFusion
 
 ARCHITECTURE = "fusion"
@@ -132,6 +134,7 @@ class FusionReranker:
         except (KeyError, TypeError, ValueError) as exc:
             raise ModelError(f"the reranker in {folder} is damaged ({type(exc).__name__}: {exc})") from exc
         self.calibration: Mapping[tuple[Modality, Modality], FusedLine] = read_lines(folder)
+        self.posterior: Mapping[tuple[Modality, Modality], Posterior] = read_posterior(folder)
 
     @cached_property
     def compressor(self) -> Compressor:

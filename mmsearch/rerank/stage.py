@@ -145,7 +145,12 @@ class SecondStage:
         if bank is None:
             return fused.log_odds(dual, logits)
         near = bank.nearness(answers, asked).round(DECIMALS)
-        return fused.log_odds(dual, logits, near, float(bank.nearness(question[None], _bank_of(answered))[0]))
+        return fused.log_odds(dual, logits, near, self.nearness(question, answered))
+
+    def nearness(self, question: np.ndarray, answered: Modality) -> float:
+        """How near a question ``(D,)`` is to the reranker's bank of such answers; 0 without a bank."""
+        bank = self.reranker.bank
+        return 0.0 if bank is None else float(bank.nearness(question[None], _bank_of(answered))[0])
 
     def _score(self, texts: Sequence[TextSide], pictures: Sequence[PictureSide], pairs: np.ndarray) -> np.ndarray:
         logits = np.asarray(self.reranker.score(texts, pictures, pairs), dtype=np.float64)
