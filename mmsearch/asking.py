@@ -10,14 +10,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from indexer.errors import MmsearchError, UsageError
+
+if TYPE_CHECKING:
+    from mmsearch.search import Hits
 
 STDIN = "-"
 """What stands for the questions of standard input."""
 _ONE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "-k": ("k", int),
+    "--offset": ("offset", int),
     "--index": ("index", Path),
     "--after": ("after", str),
     "--before": ("before", str),
@@ -26,7 +30,12 @@ _SEVERAL: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--not": ("without", str),
     "--kind": ("kind", str),
     "--under": ("under", Path),
+    "--like": ("like", str),
 }
+_COUNTS = {"-k": 1, "--offset": 0}
+"""Options that are numbers, and the least that they may be."""
+_ENOUGH = ("kind", "under", "after", "before", "like")
+"""What is a question also without words."""
 _FLAGS = {
     "--no-rerank": "no_rerank",
     "--exact": "exact",
@@ -38,7 +47,7 @@ _FLAGS = {
 
 
 def read(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The arguments of a command line, as ``query`` takes them; None if this is not simply a question in words."""
+    """The arguments of a command line, as ``query`` takes them; None if this is no simple question."""
     if not arguments or arguments[0] != "query" or os.name == "nt":  # where the parser expands wildcards, too
         return None
     found: dict[str, Any] = {}
@@ -49,7 +58,7 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
             found[_FLAGS[one]] = True
         elif one in _ONE or one in _SEVERAL:
             value = next(rest, "")
-            if not value or value.startswith("-") or (one == "-k" and not _counts(value)):
+            if not value or value.startswith("-") or (one in _COUNTS and not _counts(value, _COUNTS[one])):
                 return None
             if one in _ONE:
                 name, convert = _ONE[one]
@@ -61,19 +70,23 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
             return None
         else:
             words.append(one)
-    return {"text": " ".join(words)} | found if words else None
+    if not words and found.keys().isdisjoint(_ENOUGH):
+        return None
+    return {"text": " ".join(words) if words else None} | found
 
 
-def _counts(value: str) -> bool:
-    return value.isascii() and value.isdigit() and int(value) > 0
+def _counts(value: str, least: int) -> bool:
+    return value.isascii() and value.isdigit() and int(value) >= least
 
 
 def query(
     text: str | None,
     *,
-    image: Path | None = None,
+    image: Sequence[str] | None = None,
+    like: Sequence[str] | None = None,
     without: Sequence[str] | None = None,
     k: int | None = None,
+    offset: int = 0,
     kind: Sequence[str] | None = None,
     under: Sequence[Path] | None = None,
     after: str | None = None,
@@ -108,17 +121,21 @@ def query(
     for library_of_numpy in ("OPENBLAS", "MKL", "VECLIB_MAXIMUM"):  # one short question: threads would only wait
         os.environ.setdefault(f"{library_of_numpy}_NUM_THREADS", "1")
     import mmsearch
-    from mmsearch import present
+    from mmsearch import present, weights
 
     with mmsearch.open(index, model=model, device=device, reranker=reranker) as library:
 
         def ask(words: str | None) -> Any:
             """Answer one question."""
+            asked = weights.read(words, image or (), like or (), literal=literal or exact)
             hits = library.query(
-                words,
-                image=image,
+                asked.text,
+                image=asked.images or None,
+                like=asked.like,
+                weights=asked.weights,
                 without=without or (),
                 k=k,
+                offset=offset,
                 kind=kind,
                 under=under or (),
                 after=after,
@@ -144,10 +161,7 @@ def query(
                 say(line)
             if hits.not_reranked:
                 say(f"not reranked: {hits.not_reranked}")
-            if hits.nothing_else_matches:
-                say("nothing else matches" if hits else "nothing matches")
-            elif not hits:
-                say("nothing found")
+            _say_end(hits)
             return hits
 
         hits = None
@@ -162,6 +176,16 @@ def query(
     if hits[0].path is None:
         raise UsageError(f"the best answer, {hits[0].key!r}, was added from memory and has no file to open")
     return Path(hits[0].path)
+
+
+def _say_end(hits: Hits) -> None:
+    """Say why a list ends, where that is not plain to see."""
+    if not hits and hits.before:
+        say(f"no answers after the first {hits.before:,}; --offset leaves out all there are")
+    elif hits.nothing_else_matches:
+        say("nothing else matches" if hits else "nothing matches")
+    elif not hits:
+        say("nothing found")
 
 
 def _ask_many(ask: Callable[[str], Any]) -> None:

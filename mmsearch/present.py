@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from indexer.types import VISUAL
@@ -24,18 +25,32 @@ _WORTH_A_LINE = 100
 
 
 def hits_table(hits: Sequence[Hit], *, width: int) -> str:
-    """A line for each hit: score, kind, where it is, and for a text its beginning, cut at ``width`` columns."""
+    """A line for each hit: score, kind, where it is, and for a text its beginning, cut at ``width`` columns.
+
+    A list of files has their dates, in UTC as filters have them, instead of scores.
+    """
     where = [_where(hit) for hit in hits]
     column = min(max((len(w) for w in where), default=0), max(20, width // 2))
     lines = []
     for hit, place in zip(hits, where, strict=True):
-        line = f"{hit.score:5.2f}  {hit.kind:<5}  {place}"
+        first = _day(hit.time) if hit.listed else f"{hit.score:5.2f}"
+        line = f"{first}  {hit.kind:<5}  {place}"
         if hit.text:
             source = f"({hit.source}) " if hit.source else ""
-            line = f"{line:<{column + 14}}  {source}{' '.join(hit.text.split())}"
+            line = f"{line:<{len(first) + column + 9}}  {source}{' '.join(hit.text.split())}"
             line = line if len(line) <= width else line[: width - 1] + "…"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _day(time: float | None) -> str:
+    """``2021-05-17``, in UTC; as wide where there is none."""
+    if time is None:
+        return f"{'no date':<10}"
+    try:
+        return (datetime(1970, 1, 1) + timedelta(seconds=time)).strftime("%Y-%m-%d")
+    except OverflowError:
+        return f"{'no date':<10}"
 
 
 def hits_json(hits: Hits) -> str:
