@@ -34,6 +34,8 @@ IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
 MOMENT = "coalesce(taken, mtime_ns / 1e9)"
 """When a picture was taken, or else its file was changed; the writer makes an index of that."""
+_NEWEST = f'taken IS NULL AND mtime_ns = 0, {MOMENT} DESC, path, "key"'
+"""The order of a list of files: what has no time, as what was added from memory, comes last."""
 FEW_ASSETS = 5000
 """Up to so many assets that pass a filter, their items are looked up one by one; else all items are gone through."""
 UNDER_CHUNK = 100
@@ -202,6 +204,44 @@ class Reader:
                 assets[os.fsdecode(row[1])] = _asset(row)
         return assets
 
+    def named(self, path: str, key: str) -> tuple[int, Asset] | None:
+        """The file at ``path``, or else what was added as ``key``, with its number; None if neither is in the index."""
+        for column, name in (("path", os.fsencode(path)), ('"key"', key)):
+            for row in self._all(f"SELECT {_ASSET} FROM assets WHERE {column} = ?", (name,)):
+                return row[0], _asset(row)
+        return None
+
+    def newest(self, where: Filter, limit: int, offset: int = 0) -> list[Item]:
+        """The files that pass ``where``, each once: the latest first, then by path; without those before ``offset``.
+
+        A file stands there as its first piece without a place in it, and with a text only if it is one.
+        """
+        ids = self._newest_ids(where, limit, offset)
+        items: dict[int, Item] = {}
+        for chunk in chunks(ids):
+            some = f"IN {_marks(chunk)}"
+            query = f"SELECT asset_id, min(ordinal), id, modality, text FROM items WHERE asset_id {some}"
+            first = {row[0]: row[2:] for row in self._all(f"{query} GROUP BY asset_id", chunk)}
+            for row in self._all(f"SELECT {_ASSET} FROM assets WHERE id {some}", chunk):
+                asset, (item_id, modality, text) = _asset(row), first[row[0]]
+                text = text if asset.modality is Modality.TEXT else None
+                items[row[0]] = Item(item_id, asset, Modality(modality), None, text)
+        return [items[one] for one in ids]
+
+    def count_files(self, where: Filter) -> int:
+        """How many files ``newest`` goes through."""
+        return len(self._newest_ids(where, -1, 0))
+
+    def _newest_ids(self, where: Filter, limit: int, offset: int) -> list[int]:
+        tests, values = _tests(where)
+        tests.append("EXISTS (SELECT 1 FROM items WHERE asset_id = a.id)")
+        if where.under:
+            below = [_below("a.path", chunk) for chunk in chunks(where.under, UNDER_CHUNK)]
+            tests.append(f"({' OR '.join(test for test, _ in below)})")
+            values += [path for _, paths in below for path in paths]
+        query = f"SELECT id FROM assets AS a WHERE {' AND '.join(tests)} ORDER BY {_NEWEST} LIMIT ? OFFSET ?"
+        return self._column(query, (*values, limit, offset))
+
     def asset(self, asset_id: int) -> Asset:
         """The asset with this number."""
         return _asset(self._all(f"SELECT {_ASSET} FROM assets WHERE id = ?", (asset_id,))[0])
@@ -245,15 +285,7 @@ class Reader:
         """Rows ``(R,)``, sorted, of the items of one modality that pass ``where``."""
         if where.is_open:
             return self._rows('SELECT "row" FROM items WHERE modality = ? ORDER BY "row"', (modality.value,))
-        tests: list[str] = []
-        values: list[Any] = []
-        for sign, moment in ((">=", where.after), ("<", where.before)):
-            if moment is not None:
-                tests.append(f"{MOMENT} {sign} ?")
-                values.append(moment)
-        if where.kinds:
-            tests.append(f"a.modality IN {_marks(where.kinds)}")
-            values += [kind.value for kind in where.kinds]
+        tests, values = _tests(where)
         if not where.under:
             dated = where.after is not None or where.before is not None
             return np.sort(self._rows_of(modality, tests, values, indexed=dated))
@@ -470,6 +502,20 @@ def ranges(paths: Sequence[str]) -> list[tuple[bytes, bytes, bytes]]:
     """For each path the name itself, and the first and the end of the names below it: an index on names serves that."""
     names = [os.fsencode(path).rstrip(b"/") for path in paths]
     return [(name or b"/", name + b"/", name + b"0") for name in names]  # "0" is the byte after "/"
+
+
+def _tests(where: Filter) -> tuple[list[str], list[Any]]:
+    """What an asset ``a`` must pass to be of the time and the kinds of ``where``, and the values for that."""
+    tests: list[str] = []
+    values: list[Any] = []
+    for sign, moment in ((">=", where.after), ("<", where.before)):
+        if moment is not None:
+            tests.append(f"{MOMENT} {sign} ?")
+            values.append(moment)
+    if where.kinds:
+        tests.append(f"a.modality IN {_marks(where.kinds)}")
+        values += [kind.value for kind in where.kinds]
+    return tests, values
 
 
 def _below(column: str, paths: Sequence[str]) -> tuple[str, list[bytes]]:

@@ -10,14 +10,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from indexer.errors import MmsearchError, UsageError
+
+if TYPE_CHECKING:
+    pass
 
 STDIN = "-"
 """What stands for the questions of standard input."""
 _ONE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "-k": ("k", int),
+    "--offset": ("offset", int),
     "--index": ("index", Path),
     "--after": ("after", str),
     "--before": ("before", str),
@@ -26,9 +30,15 @@ _SEVERAL: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--not": ("without", str),
     "--kind": ("kind", str),
     "--under": ("under", Path),
+    "--like": ("like", str),
 }
+_COUNTS = {"-k": 1, "--offset": 0}
+"""Options that are numbers, and the least that they may be."""
+_ENOUGH = ("kind", "under", "after", "before", "like")
+"""What is a question also without words."""
 _FLAGS = {
     "--no-rerank": "no_rerank",
+    "--only-clear": "only_clear",
     "--exact": "exact",
     "--literal": "literal",
     "--json": "json_",
@@ -38,7 +48,7 @@ _FLAGS = {
 
 
 def read(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The arguments of a command line, as ``query`` takes them; None if this is not simply a question in words."""
+    """The arguments of a command line, as ``query`` takes them; None if this is no simple question."""
     if not arguments or arguments[0] != "query" or os.name == "nt":  # where the parser expands wildcards, too
         return None
     found: dict[str, Any] = {}
@@ -49,7 +59,7 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
             found[_FLAGS[one]] = True
         elif one in _ONE or one in _SEVERAL:
             value = next(rest, "")
-            if not value or value.startswith("-") or (one == "-k" and not _counts(value)):
+            if not value or value.startswith("-") or (one in _COUNTS and not _counts(value, _COUNTS[one])):
                 return None
             if one in _ONE:
                 name, convert = _ONE[one]
@@ -61,24 +71,29 @@ def read(arguments: Sequence[str]) -> dict[str, Any] | None:
             return None
         else:
             words.append(one)
-    return {"text": " ".join(words)} | found if words else None
+    if not words and found.keys().isdisjoint(_ENOUGH):
+        return None
+    return {"text": " ".join(words) if words else None} | found
 
 
-def _counts(value: str) -> bool:
-    return value.isascii() and value.isdigit() and int(value) > 0
+def _counts(value: str, least: int) -> bool:
+    return value.isascii() and value.isdigit() and int(value) >= least
 
 
 def query(
     text: str | None,
     *,
-    image: Path | None = None,
+    image: Sequence[str] | None = None,
+    like: Sequence[str] | None = None,
     without: Sequence[str] | None = None,
     k: int | None = None,
+    offset: int = 0,
     kind: Sequence[str] | None = None,
     under: Sequence[Path] | None = None,
     after: str | None = None,
     before: str | None = None,
     min_prob: float | None = None,
+    only_clear: bool = False,
     no_rerank: bool = False,
     candidates: int | None = None,
     exact: bool = False,
@@ -108,22 +123,27 @@ def query(
     for library_of_numpy in ("OPENBLAS", "MKL", "VECLIB_MAXIMUM"):  # one short question: threads would only wait
         os.environ.setdefault(f"{library_of_numpy}_NUM_THREADS", "1")
     import mmsearch
-    from mmsearch import present
+    from mmsearch import present, weights
 
     with mmsearch.open(index, model=model, device=device, reranker=reranker) as library:
 
         def ask(words: str | None) -> Any:
             """Answer one question."""
+            asked = weights.read(words, image or (), like or (), literal=literal or exact)
             hits = library.query(
-                words,
-                image=image,
+                asked.text,
+                image=asked.images or None,
+                like=asked.like,
+                weights=asked.weights,
                 without=without or (),
                 k=k,
+                offset=offset,
                 kind=kind,
                 under=under or (),
                 after=after,
                 before=before,
                 min_prob=min_prob,
+                only_clear=only_clear,
                 rerank=not no_rerank,
                 candidates=candidates,
                 exact=exact,
@@ -137,6 +157,8 @@ def query(
             else:
                 if many and not sys.stdin.isatty():
                     print(f"{words}:")
+                if hits and hits[0].probability is not None and not hits.clear:
+                    say("no clear match; the nearest are")
                 if hits:
                     print(present.hits_table(hits, width=_width()))
             sys.stdout.flush()
@@ -144,10 +166,8 @@ def query(
                 say(line)
             if hits.not_reranked:
                 say(f"not reranked: {hits.not_reranked}")
-            if hits.nothing_else_matches:
-                say("nothing else matches" if hits else "nothing matches")
-            elif not hits:
-                say("nothing found")
+            for line in present.ending_lines(hits):
+                say(line)
             return hits
 
         hits = None

@@ -228,7 +228,14 @@ def query(
             metavar="WORDS", help="What to look for, with or without quotes; - for many questions, a line each."
         ),
     ] = None,
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to look for; with words, both.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A picture to look for; repeatable, and with words all of them."),
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Ask with what the index holds of FILE, or FILE#t=START,END; repeatable."),
+    ] = None,
     without: Annotated[
         list[str] | None, typer.Option("--not", metavar="WORDS", help="What must not be in it; repeatable.")
     ] = None,
@@ -238,6 +245,9 @@ def query(
             "-k", min=1, help="So many answers, however unlikely; else up to 10 that match.", show_default=False
         ),
     ] = None,
+    offset: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Leave out the first N answers, for the next page of a list.")
+    ] = 0,
     kind: Annotated[
         list[str] | None, typer.Option(metavar="image|video|text", help="Only these kinds; repeatable, or a,b.")
     ] = None,
@@ -251,6 +261,7 @@ def query(
     min_prob: Annotated[
         float | None, typer.Option(min=0, max=1, metavar="P", help="Leave out what is less likely to match.")
     ] = None,
+    only_clear: Annotated[bool, typer.Option("--only-clear", help="Leave out what is no clear match.")] = False,
     no_rerank: Annotated[
         bool, typer.Option("--no-rerank", help="Leave the order of the first stage as it is.")
     ] = False,
@@ -265,7 +276,7 @@ def query(
         ),
     ] = False,
     literal: Annotated[
-        bool, typer.Option("--literal", help='Look for every word: "in 2019" and "without people" are no filters.')
+        bool, typer.Option("--literal", help='Look for every word: "in 2019" is no filter, "*2" no weight.')
     ] = False,
     moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
     reranker: RerankerOption = None,
@@ -277,26 +288,29 @@ def query(
     model: ModelOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Find pictures and texts by words, by a picture, or by both.
+    """Find pictures and texts by words, by pictures, or by both; without them, list files, newest first.
 
-    The first number of a line is how likely it is to match. Unless -k or --min-prob says otherwise, nothing is shown if
-    that is below 0.09 for the best answer (less among few items), and the list ends where the odds fall below a
-    hundredth of the best's.
+    The percentage of a line is how likely it is to match, and the word beside it what that means: clear, likely or weak.
+    Unless -k says otherwise the best ten are shown, and the nearest five where not even the best is likely.
 
-    A time ("in summer 2021") and what must not be there ("without people") are read out of the words, and shown.
+    A time ("in summer 2021") and what must not be there ("without people") are read out of the words, and shown. Where
+    a question has several parts, a weight may end each of them: 'at night*2' --image 'a.jpg*0.5'.
 
     Example: mmsearch query 'a cat on a sofa' --not people --after 2021 -k 5
     """
     best = asking.query(
         " ".join(text) if text else None,
         image=image,
+        like=like,
         without=without,
         k=k,
+        offset=offset,
         kind=kind,
         under=under,
         after=after,
         before=before,
         min_prob=min_prob,
+        only_clear=only_clear,
         no_rerank=no_rerank,
         candidates=candidates,
         exact=exact,

@@ -28,11 +28,13 @@ from mmsearch.captioned import with_pictures
 from mmsearch.query import parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.load import check_reads, load_reranker
-from mmsearch.search import Hits, Searcher, exact_hits
+from mmsearch.search import Hits, Searcher, plain_hits
 from mmsearch.understanding import understand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Picture = Image | str | os.PathLike[str]
 
     from indexer.add import Addition
     from indexer.derive import Say, Tuning
@@ -407,9 +409,12 @@ class Library:
         self,
         text: str | None = None,
         *,
-        image: Image | str | os.PathLike[str] | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        weights: Sequence[float] | None = None,
         without: str | Sequence[str] = (),
         k: int | None = None,
+        offset: int = 0,
         kind: str | Sequence[str] | None = None,
         under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         after: str | datetime | None = None,
@@ -432,14 +437,21 @@ class Library:
         =====================================  ===========================================================
         ``query("a cat on a sofa")``           pictures and texts that fit the words
         ``query(image="cat.jpg")``             pictures like it, and texts that describe it
-        ``query("at night", image="a.jpg")``   what fits both
+        ``query("at night", image="a.jpg")``   what fits both; also several, in a list
+        ``query(like="photos/cat.jpg")``       what is like a file of the index; itself is left out
+        ``query(after="2021")``                all files from then on, newest first; no model takes part
         ``query("beach", without="people")``   what fits the words and does not show people
         ``query("beach", kind="image")``       pictures only; also ``under``, ``after``, ``before``
         ``query("beach house", exact=True)``   what holds both words, in its text or its name
         =====================================  ===========================================================
 
         Args:
-            image: a PIL image or the path of one.
+            image: a PIL image or the path of one, or several.
+            like: a file of the index, or several: a path, the key of what was added from memory, or a moment of a video
+                as ``FILE#t=83,95``. What is stored of it asks, so it is neither opened nor embedded.
+            weights: of ``text``, of each ``image`` and of each ``like``, in this order, as far as they are given; they
+                count by their shares of the sum. The same for all by default.
+            offset: leave out so many answers, which come before these: the next page of the same list.
             k: how many, however unlikely the last of them are. By default 10 (``ANSWERS``), and 5 (``NEAREST``) where
                 not even the best is likely to match.
             after, before: a ``datetime`` or ``2021``, ``2021-05``, ``2021-05-17``; the date in the picture's EXIF data
@@ -456,25 +468,31 @@ class Library:
             moments: how many moments of one video may be among the answers.
 
         Raises:
-            UsageError: the question makes no sense; the message says why.
+            UsageError: the question makes no sense, or ``like`` names what is not in the index; the message says why.
             NoIndex: nothing was indexed yet.
             StorageError: with ``exact``, there is no word search in this index, or in this Python.
             DecodeError: the picture of the question cannot be read.
             ModelError: the model or the reranker fails.
         """
         said = None
+        text = (text or "").strip() or None
         if text is not None and not literal and not exact:
             said = understand(text, date.today(), dates=after is None and before is None)
         without = [without] if isinstance(without, str) else without
-        open_list = k is None and min_prob is None
+        open_list = k is None and min_prob is None and not offset
         if said is not None:
-            # A time alone has no words to look for: all of it is shown, what is nearest to the question first.
-            text, open_list = said.text or (text if image is None else None), open_list and bool(said.text)
-            without = [*without, *said.without]
+            pictures = bool(image) or bool(like)
+            if said.text:
+                text = said.text
+            elif pictures or not (without or min_prob is not None):  # a time alone has no words to look for
+                text, weights = None, None if weights is None else weights[1:]
+            without, open_list = [*without, *said.without], open_list and bool(said.text)
             after, before = (after, before) if said.limits == (None, None) else said.limits
         query = parse_query(
             text,
-            image=image if exact else _read_image(image, self.questioner.image_size),  # type: ignore[arg-type]
+            image=image if exact else self._read_images(image),  # type: ignore[arg-type]
+            like=_names(like),
+            weights=weights,
             without=without,
             kind=kind,
             under=under,
@@ -488,13 +506,22 @@ class Library:
             exact=exact,
             moments=moments,
         )
-        if exact:
+        k = ANSWERS if k is None else k
+        if not query.compares:
             index = self._need_index()
-            return with_pictures(exact_hits(index, query, ANSWERS if k is None else k), index)
-        searcher = self.searcher()
-        hits = with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
+            hits = plain_hits(index, query, k, offset)
+        else:
+            searcher = self.searcher()
+            index, hits = searcher.index, searcher.search(query, k, offset)
         hits.understood = said
-        return hits
+        return hits if query.lists else with_pictures(hits, index)
+
+    def _read_images(self, image: Picture | Sequence[Picture] | None) -> list[Image]:
+        """The pictures that ask, as the model takes them."""
+        if image is None:
+            return []
+        pictures = [image] if isinstance(image, (str, os.PathLike)) or not isinstance(image, Sequence) else image
+        return [_read_image(one, self.questioner.image_size) for one in pictures]
 
     def explain(
         self, question: str, picture: Image | str | os.PathLike[str], *, method: str | None = None
@@ -690,9 +717,11 @@ def mini_calibration() -> dict[tuple[Modality, Modality], calibration.Line]:
     return calibration.read(json.loads((PACKAGED / CALIBRATION).read_text(encoding="utf-8")))
 
 
-def _read_image(image: Image | str | os.PathLike[str] | None, size: int) -> Image | None:
-    if image is None:
-        return None
+def _names(like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    return [os.fspath(one) for one in ([like] if isinstance(like, (str, os.PathLike)) else like)]
+
+
+def _read_image(image: Picture, size: int) -> Image:
     from indexer.decode import decode_image, decode_opened  # Pillow is only needed when a picture asks
 
     if not isinstance(image, (str, os.PathLike)):

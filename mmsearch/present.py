@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from indexer.types import VISUAL
@@ -24,23 +25,46 @@ _WORTH_A_LINE = 100
 
 
 def hits_table(hits: Sequence[Hit], *, width: int) -> str:
-    """A line for each hit: score, kind, where it is, and for a text its beginning, cut at ``width`` columns."""
+    """A line for each hit: how likely it is to match and what that means in a word, its kind, where it is, and for a
+    text its beginning, cut at ``width`` columns. Where words alone were asked for, that is their score.
+
+    A list of files has their dates, in UTC as filters have them, instead of scores.
+    """
     where = [_where(hit) for hit in hits]
     column = min(max((len(w) for w in where), default=0), max(20, width // 2))
     lines = []
     for hit, place in zip(hits, where, strict=True):
-        line = f"{hit.score:5.2f}  {hit.kind:<5}  {place}"
+        first = _day(hit.time) if hit.listed else _likely(hit)
+        line = f"{first}  {hit.kind:<5}  {place}"
         if hit.text:
             source = f"({hit.source}) " if hit.source else ""
-            line = f"{line:<{column + 14}}  {source}{' '.join(hit.text.split())}"
+            line = f"{line:<{len(first) + column + 9}}  {source}{' '.join(hit.text.split())}"
             line = line if len(line) <= width else line[: width - 1] + "…"
         lines.append(line)
     return "\n".join(lines)
 
 
+def _likely(hit: Hit) -> str:
+    """`` 97% clear ``, ``<1% weak  ``."""
+    if hit.probability is None:
+        return f"{hit.score:5.2f}"
+    percent = "<1%" if hit.score < 0.005 else f"{min(hit.score, 0.994):.0%}"
+    return f"{percent:>4} {hit.level:<6}"
+
+
+def _day(time: float | None) -> str:
+    """``2021-05-17``, in UTC; as wide where there is none."""
+    if time is None:
+        return f"{'no date':<10}"
+    try:
+        return (datetime(1970, 1, 1) + timedelta(seconds=time)).strftime("%Y-%m-%d")
+    except OverflowError:
+        return f"{'no date':<10}"
+
+
 def hits_json(hits: Hits) -> str:
-    """One JSON object: ``hits``, whether ``nothing_else_matches``, what was ``not_reranked`` and why, or null, and what
-    was ``understood`` of the words, or null.
+    """One JSON object: ``hits``, whether any of them is ``clear``, ``estimated_matches``, whether ``nothing_else_matches``,
+    what was ``not_reranked`` and why, or null, and what was ``understood`` of the words, or null.
 
     Bytes of a path that are not UTF-8 come as lone surrogates, as ``os.fsdecode`` gives them.
     """
@@ -63,6 +87,25 @@ def understood_lines(understood: Understood | None) -> list[str]:
     elif after or before:
         lines.append(f"only: from {after}" if after else f"only: before {before}")
     return lines + ([f"without: {', '.join(understood.without)}"] if understood.without else [])
+
+
+def ending_lines(hits: Hits) -> list[str]:
+    """What is said below a list: how many match in all, where that is more than it shows, and why it ends."""
+    if not hits:
+        if hits.before:
+            return [f"no answers after the first {hits.before:,}; --offset leaves out all there are"]
+        return ["nothing is as likely as that" if hits.nothing_else_matches else "nothing found"]
+    if hits.nothing_else_matches:
+        return ["nothing else is as likely as that"]
+    matches = roughly(hits.estimated_matches)
+    return [f"about {matches:,} match"] if hits.clear and matches > hits.before + len(hits) else []
+
+
+def roughly(count: float) -> int:
+    """A count as an estimate deserves it, to two digits: 137 gives 140."""
+    whole = round(count)
+    step = 10 ** max(len(str(whole)) - 2, 0)
+    return round(whole / step) * step
 
 
 def hits_paths(hits: Sequence[Hit], *, end: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from indexer.errors import UsageError
 from indexer.index import Index, Snapshot
 from indexer.types import VISUAL, Box, Item, Modality, Span
 from mmsearch import moments, posterior
+from mmsearch.browse import newest
 from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.exact import allowed_rows, find_exact
+from mmsearch.like import Stored, stored
 from mmsearch.posterior import SEEN, Scale, level, one_expected, signs_of
 from mmsearch.query import Query
 from mmsearch.rerank import PictureSide, Reranker, TextSide
@@ -36,12 +39,14 @@ EXCLUSION_POOL = 2000
 """Answers among which ``without`` chooses: what is left after the unwanted sank is sought in the best so many."""
 EXCLUSION_WEIGHT = 3.0
 """Log-odds that an answer loses for each standard deviation by which it shows the unwanted; chosen on Flickr8k dev."""
+_NO_TOKENS = "the file that asks has no image tokens; 'mmsearch index --add-tokens' makes them"
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
     """One answer: a picture, a moment of a video, a page, a passage. ``rank`` counts from 1; ``score`` lies between 0
-    and 1 and means the same for every kind of hit, except where words alone were asked for (``exact``).
+    and 1 and means the same for every kind of hit, except where words alone were asked for (``exact``). Where nothing
+    was asked but filters (``listed``) it is NaN: nothing was compared.
 
     ``item`` is the piece of it that answers best.
     """
@@ -59,18 +64,29 @@ class Hit:
     """The best piece of text among what was found of it: words in a picture, say, or those of a page."""
     picture: Path | None = None
     """The picture that this text, in a file of its own, is the caption of."""
+    listed: bool = False
+    """Whether it is a file of a list, newest first, that was asked for without words and without a picture."""
 
     def __reduce__(self) -> tuple[type[Hit], tuple[Any, ...]]:
         """A copy that leaves the process, which the searcher cannot, cannot be explained."""
-        return Hit, (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded, self.picture)
+        found = (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded, self.picture)
+        return Hit, (*found, self.listed)
 
     @property
     def probability(self) -> float | None:
         """How likely it is that this is what was asked for, in this library: what ``score`` says.
 
-        None where words alone were asked for.
+        None where words alone were asked for, or nothing but a list.
         """
-        return None if self.exact else self.score
+        return None if self.exact or self.listed else self.score
+
+    @property
+    def time(self) -> float | None:
+        """When it was taken, or else when its file was changed, in seconds since 1970; None if nobody knows."""
+        asset = self.item.asset
+        if asset.taken is not None:
+            return asset.taken
+        return asset.mtime_ns / 1e9 if asset.mtime_ns else None
 
     @property
     def level(self) -> str:
@@ -185,10 +201,12 @@ class Hit:
         asset = self.item.asset
         values: dict[str, Any] = {
             "rank": self.rank,
-            "score": round(self.score, 6),
-            "level": None if self.exact else self.level,
+            "score": None if self.listed else round(self.score, 6),
+            "level": None if self.probability is None else self.level,
             "reranked": self.reranked,
             "exact": self.exact or None,
+            "listed": self.listed or None,
+            "time": self.time if self.listed else None,
             "kind": self.kind,
             "path": asset.path or None,
             "key": asset.key,
@@ -217,6 +235,7 @@ class Hits(list[Hit]):
         estimated_matches: how many items of the library match, about; 0 where words alone were asked for.
         not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
         understood: the time and the unwanted things that were read out of the words; None if there were none.
+        before: how many answers come before these: as many as were to be left out, or all there are.
     """
 
     def __init__(
@@ -227,8 +246,10 @@ class Hits(list[Hit]):
         not_reranked: str | None = None,
         understood: Understood | None = None,
         estimated_matches: float = 0.0,
+        before: int = 0,
     ) -> None:
         super().__init__(hits)
+        self.before = before
         self.understood = understood
         self.estimated_matches = estimated_matches
         self.nothing_else_matches = nothing_else_matches
@@ -238,6 +259,17 @@ class Hits(list[Hit]):
     def clear(self) -> bool:  # type: ignore[override]  # nobody empties a list of answers, and this is what is asked
         """Whether any answer is a clear match."""
         return any(hit.clear for hit in self)
+
+    def page(self, offset: int) -> Hits:
+        """The answers after the first ``offset``; each keeps its rank."""
+        return Hits(
+            self[offset:],
+            nothing_else_matches=self.nothing_else_matches,
+            not_reranked=self.not_reranked,
+            understood=self.understood,
+            estimated_matches=self.estimated_matches,
+            before=min(offset, len(self)),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The list and what is said of it in plain values, for JSON."""
@@ -271,6 +303,8 @@ class Asked:
     query: Query
     wanted: tuple[Part, ...]
     unwanted: tuple[Part, ...]
+    own: frozenset[tuple[str, str | None]] = frozenset()
+    """Path and key of the files of the index that ask; they are no answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,36 +366,41 @@ class Searcher:
         """What looks again at the first answers."""
         return None if self._second is None else self._second.reranker
 
-    def search(self, query: Query, k: int = 10) -> Hits:
-        """The ``k`` best answers, best first, ties to the smaller item; fewer if ``query`` wants only what is likely.
+    def search(self, query: Query, k: int = 10, offset: int = 0) -> Hits:
+        """The ``k`` best answers after the first ``offset``, best first, ties to the smaller item; fewer if ``query``
+        wants only what is likely.
 
         The first answers of a longer list are the shorter list.
 
         Raises:
-            UsageError: ``k`` is below 1.
+            UsageError: ``k`` is below 1 or ``offset`` below 0, or ``like`` names what is not in the index.
             ModelError: the model cannot be loaded, or the reranker fails; so does whatever else it raises.
             StorageError: the index cannot be read.
         """
-        return self.search_many([query], k)[0]
+        return self.search_many([query], k, offset)[0]
 
-    def search_many(self, queries: Sequence[Query], k: int = 10) -> list[Hits]:
+    def search_many(self, queries: Sequence[Query], k: int = 10, offset: int = 0) -> list[Hits]:
         """The answers of ``search`` to each of many questions, embedded together: far quicker than one by one.
 
         Raises:
             UsageError, ModelError, StorageError: as ``search``.
         """
-        rest = [query for query in queries if not query.exact]
-        answers = iter(self.answer(self.embed(rest), k))
-        return [exact_hits(self.index, query, k) if query.exact else next(answers) for query in queries]
+        check_page(k, offset)
+        answers = iter(self.answer(self.embed([query for query in queries if query.compares]), k + offset))
+        return [
+            next(answers).page(offset) if query.compares else plain_hits(self.index, query, k, offset)
+            for query in queries
+        ]
 
     def embed(self, queries: Sequence[Query]) -> list[Asked]:
         """The vectors of the parts of each question; the model sees all texts at once, and all pictures.
 
         Raises:
+            UsageError: ``like`` names what is not in the index.
             ModelError: the model cannot be loaded.
         """
         texts = [text for query in queries for text in ([] if query.text is None else [query.text]) + [*query.without]]
-        images = [query.image.convert("RGB") for query in queries if query.image is not None]
+        images = [image.convert("RGB") for query in queries for image in query.images]
         second = self._second if any(query.rerank for query in queries) else None
         with self._encoding:
             of_text: list[tuple[np.ndarray, TextSide | None]] = []
@@ -373,7 +412,16 @@ class Searcher:
                     _unsided(self.encoder.encode_images(images)) if second is None else second.encode_images(images)
                 )
         text_rows, image_rows = iter(of_text), iter(of_image)
-        return [_asked(query, text_rows, image_rows) for query in queries]
+        return [_asked(query, text_rows, image_rows, self._stored(query)) for query in queries]
+
+    def _stored(self, query: Query) -> list[tuple[Stored, PictureSide | None]]:
+        """The files of the index that ask, each with what a reranker is given of it."""
+        if not query.like:
+            return []
+        second = self._second if query.rerank else None
+        with self.index.snapshot() as snapshot:
+            found = [stored(snapshot, name) for name in query.like]
+            return [(one, None if second is None else second.stored_side(snapshot, one.row, one.item)) for one in found]
 
     def answer(self, asked: Sequence[Asked], k: int = 10) -> list[Hits]:
         """The ``k`` best answers to each question, all from one moment of the index.
@@ -383,13 +431,13 @@ class Searcher:
             ModelError: the reranker fails; so does whatever else it raises.
             StorageError: the index cannot be read.
         """
-        if k < 1:
-            raise UsageError(f"k is {k}; ask for at least 1 answer")
+        check_page(k)
         answers: dict[int, Hits] = {}
         with self.index.snapshot() as snapshot:
             has_videos = snapshot.state.rows[Modality.VIDEO] > 0
             # One video may fill a list, and its neighbouring clips are one answer: more are needed than asked for.
             waiting, pool = list(range(len(asked))), max(k, moments.POOL) if has_videos else k
+            pool += max((len(one.own) for one in asked), default=0)  # what asks is found, too, and left out
             while waiting:
                 # Pieces of one thing are one answer; where that leaves too few, more pieces are fetched.
                 tried = self._answer(snapshot, [asked[i] for i in waiting], k, pool)
@@ -439,7 +487,8 @@ class Searcher:
                         strict=True,
                     )
                 ]
-            merged = things(moments.merge(moments.with_videos(found, videos), one.query.moments))
+            others = _without(one.own, moments.with_videos(found, videos))
+            merged = things(moments.merge(others, one.query.moments))
             last = merged[k - 1].best.score if len(merged) >= k else np.inf
             enough = further == -np.inf or further <= last < np.inf
             obstacles = "; ".join(dict.fromkeys(reasons)) or None
@@ -517,7 +566,7 @@ class Searcher:
 
     def _depth(self, asked: Asked, answered: Modality) -> int:
         """How many answers of one kind are looked at again."""
-        if self._second is None or not asked.query.rerank or _across(asked, answered) is None:
+        if self._second is None or not asked.query.rerank or not _across(asked, answered)[1]:
             return 0
         return asked.query.candidates or self._second.reranker.candidates
 
@@ -535,8 +584,8 @@ class Searcher:
 
         Candidates are the first ``depth``, or as many as are looked at of this kind for None.
         """
-        part = _across(asked, answered)
-        if part is None or not asked.query.rerank or not len(found.rows):
+        parts, sided = _across(asked, answered)
+        if not parts or not asked.query.rerank or not len(found.rows):
             return found
         if self._second is None:
             reasons.append(f"there is no reranker for {self.encoder.name}")
@@ -545,17 +594,22 @@ class Searcher:
         if obstacle is not None:
             reasons.append(obstacle)
             return found
-        assert part.side is not None  # embedded for a question that is to be reranked
+        if len(sided) < len(parts) and answered is Modality.TEXT:
+            reasons.append(_NO_TOKENS)
+        if not sided:
+            return found
         rows = found.rows[: self._depth(asked, answered) if depth is None else depth]  # (C,)
-        logits = self._second.logits(snapshot, part.side, rows, items, answered)  # (C,)
-        line = line_for(self.calibration, part.asked, answered)
         vectors = snapshot.vectors[answered].fetch(rows).astype(np.float64)  # (C, D)
-        # Summed in one order whatever the place among the candidates, as by the first stage: equal vectors tie.
-        dual = line.gain * np.sum(vectors * part.vector, axis=1) + line.offset  # (C,)
-        fused = self._second.log_odds(part.asked, answered, part.vector, vectors, dual, logits)  # (C,)
-        again = found.logits[: len(rows)] + part.weight * (fused - dual)
+        again = found.logits[: len(rows)]  # (C,)
+        for part, side in sided:  # the log-odds of a question are the weighted sum of those of its parts
+            logits = self._second.logits(snapshot, side, rows, items, answered)  # (C,)
+            line = line_for(self.calibration, part.asked, answered)
+            # Summed in one order whatever the place among the candidates, as by the first stage: equal vectors tie.
+            dual = line.gain * np.sum(vectors * part.vector, axis=1) + line.offset  # (C,)
+            fused = self._second.log_odds(part.asked, answered, part.vector, vectors, dual, logits)  # (C,)
+            again = again + part.weight * (fused - dual)
         scored = np.zeros(len(found.rows), dtype=bool)
-        scored[: len(rows)] = ~np.isnan(logits)
+        scored[: len(rows)] = ~np.isnan(again)
         missing = len(rows) - int(scored.sum())
         if missing:
             reasons.append(self._second.lack(missing, len(rows)))
@@ -714,8 +768,8 @@ class Searcher:
                 return self.explain(query.text, show(item.asset.path, size), method)
             image = PictureSide(path=item.asset.path, span=item.span or Span(), kind=item.asset.modality).open(size)
             return self.explain(query.text, Shown(image, item.asset.path, image.size), method)
-        if item.modality is Modality.TEXT and query.image is not None:
-            shown = show(query.image, self.encoder.image_size)
+        if item.modality is Modality.TEXT and (query.images or query.like):
+            shown = show((query.images or query.like)[0], self.encoder.image_size)
             return self.explain(item.text or "", shown, method, asked=Modality.IMAGE)
         raise UsageError(
             f"only words and a picture can be explained; here both the question and the answer are {item.modality}s"
@@ -732,9 +786,16 @@ def _as_trained(answered: Modality) -> Modality:
     return Modality.IMAGE if answered in VISUAL else answered
 
 
-def _across(asked: Asked, answered: Modality) -> Part | None:
-    """The part of a question that a reranker holds against answers of one kind: words against pictures, or reverse."""
-    return next((part for part in asked.wanted if (part.asked is Modality.TEXT) is (answered in VISUAL)), None)
+def _across(asked: Asked, answered: Modality) -> tuple[list[Part], list[tuple[Part, TextSide | PictureSide]]]:
+    """The parts of a question that a reranker holds against answers of one kind, words against pictures or reverse; and
+    those of them that it can, each with its side."""
+    parts = [part for part in asked.wanted if (part.asked is Modality.TEXT) is (answered in VISUAL)]
+    return parts, [(part, part.side) for part in parts if part.side is not None]
+
+
+def _without(own: frozenset[tuple[str, str | None]], pieces: list[Scored]) -> list[Scored]:
+    """The pieces that belong to other files than those that ask."""
+    return [one for one in pieces if (one.item.asset.path, one.item.asset.key) not in own] if own else pieces
 
 
 def _unsided(rows: np.ndarray) -> list[tuple[np.ndarray, None]]:
@@ -746,17 +807,46 @@ def _asked(
     query: Query,
     texts: Iterator[tuple[np.ndarray, TextSide | None]],
     images: Iterator[tuple[np.ndarray, PictureSide | None]],
+    files: Sequence[tuple[Stored, PictureSide | None]],
 ) -> Asked:
-    """Take the vectors of one question off the two rows in which they stand."""
-    wanted: list[Part] = []
-    count = (query.text is not None) + (query.image is not None)
+    """Take the vectors of one question off the two rows in which they stand, and put those of ``files`` beside them."""
+    parts: list[tuple[Modality, np.ndarray, TextSide | PictureSide | None]] = []
     if query.text is not None:
-        vector, words = next(texts)
-        wanted.append(Part(Modality.TEXT, vector, 1 / count, words))
-    if query.image is not None:
-        vector, picture = next(images)
-        wanted.append(Part(Modality.IMAGE, vector, 1 / count, picture))
-    return Asked(query, tuple(wanted), tuple(Part(Modality.TEXT, next(texts)[0], 1.0) for _ in query.without))
+        parts.append((Modality.TEXT, *next(texts)))
+    parts += [(Modality.IMAGE, *next(images)) for _ in query.images]
+    parts += [(file.asked, file.vector, side) for file, side in files]
+    wanted = tuple(
+        Part(asked, vector, share, side) for (asked, vector, side), share in zip(parts, query.shares, strict=True)
+    )
+    unwanted = tuple(Part(Modality.TEXT, next(texts)[0], 1.0) for _ in query.without)
+    return Asked(query, wanted, unwanted, frozenset((file.asset.path, file.asset.key) for file, _ in files))
+
+
+def check_page(k: int, offset: int = 0) -> None:
+    """Whether so many answers after so many others can be asked for.
+
+    Raises:
+        UsageError: ``k`` is below 1, or ``offset`` below 0.
+    """
+    if k < 1:
+        raise UsageError(f"k is {k}; ask for at least 1 answer")
+    if offset < 0:
+        raise UsageError(f"offset is {offset}; leave out 0 answers or more")
+
+
+def plain_hits(index: Index, query: Query, k: int = 10, offset: int = 0) -> Hits:
+    """The ``k`` first answers after ``offset`` to a question that needs no model: by words alone, or a list of files.
+
+    Raises:
+        UsageError: there is no word in the question, ``k`` is below 1, or ``offset`` below 0.
+        StorageError: there is no word search in this index, or in this Python.
+    """
+    check_page(k, offset)
+    if query.exact:
+        return exact_hits(index, query, k + offset).page(offset)
+    with index.snapshot() as snapshot:
+        found, before = newest(snapshot, query, k, offset)
+    return Hits((Hit(rank, math.nan, item, listed=True) for rank, item in enumerate(found, offset + 1)), before=before)
 
 
 def exact_hits(index: Index, query: Query, k: int = 10) -> Hits:
@@ -766,8 +856,7 @@ def exact_hits(index: Index, query: Query, k: int = 10) -> Hits:
         UsageError: there is no word in the question, or ``k`` is below 1.
         StorageError: there is no word search in this index, or in this Python.
     """
-    if k < 1:
-        raise UsageError(f"k is {k}; ask for at least 1 answer")
+    check_page(k)
     with index.snapshot() as snapshot:
         found = find_exact(snapshot, query, k)
     return Hits(

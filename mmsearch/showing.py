@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,19 +43,31 @@ def parse_moment(hit: str) -> Moment:
     Raises:
         UsageError: it is none, or there is no such file.
     """
+    moment = split_moment(hit)
+    if moment is None:
+        raise UsageError(f"{hit!r} names no moment; write FILE#t=START,END as in holiday.mp4#t=83,95")
+    if not os.path.isfile(moment.path):
+        raise UsageError(f"there is no file {moment.path!r}")
+    if modality_of(moment.path) is Modality.TEXT:
+        raise UsageError(f"{moment.path!r} is no video")
+    return replace(moment, path=os.path.abspath(moment.path))
+
+
+def split_moment(hit: str) -> Moment | None:
+    """The moment that is written so, its path as it stands there; None if it names none. Reads nothing.
+
+    Raises:
+        UsageError: it ends before it begins.
+    """
     listed = _LISTED.fullmatch(hit.strip())
     found = _FRAGMENT.fullmatch(hit if listed is None else "{}#t={},{}".format(*listed.groups()))
     if not found:
-        raise UsageError(f"{hit!r} names no moment; write FILE#t=START,END as in holiday.mp4#t=83,95")
+        return None
     start = _seconds(found.groups()[1:4])
     end = start if found[7] is None else _seconds(found.groups()[4:7])
     if end < start:
         raise UsageError(f"the moment {hit!r} ends before it begins")
-    if not os.path.isfile(found[1]):
-        raise UsageError(f"there is no file {found[1]!r}")
-    if modality_of(found[1]) is Modality.TEXT:
-        raise UsageError(f"{found[1]!r} is no video")
-    return Moment(os.path.abspath(found[1]), start, end)
+    return Moment(found[1], start, end)
 
 
 def _seconds(parts: tuple[str | None, ...]) -> float:

@@ -81,6 +81,13 @@ class SecondStage:
             (row, words), (image_row, picture) = self.encode_texts([text])[0], self.encode_images([image])[0]
         return row, words, image_row, picture
 
+    def stored_side(self, snapshot: Snapshot, row: int, item: Item) -> PictureSide | None:
+        """The side of a picture or clip of the index that asks; None if there is none."""
+        if item.modality not in VISUAL or self.obstacle(snapshot) is not None:
+            return None
+        sides, _ = self._picture_sides(snapshot, np.array([row]), {row: item}, item.modality)
+        return sides[0] if sides else None
+
     def obstacle(self, snapshot: Snapshot) -> str | None:
         """Why no picture of the index can be reranked, and what to do; None if some may be."""
         compressor, held = self.reranker.compressor, snapshot.state.tokens
