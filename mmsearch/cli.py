@@ -290,8 +290,8 @@ def query(
 ) -> None:
     """Find pictures and texts by words, by pictures, or by both; without them, list files, newest first.
 
-    The percentage of a line is how likely it is to match, and the word beside it what that means: clear, likely or weak.
-    Unless -k says otherwise the best ten are shown, and the nearest five where not even the best is likely.
+    The percentage of a line is how likely it is to match, and the word beside it what that means: clear, likely or
+    weak. Unless -k says otherwise the best ten are shown, and the nearest five where not even the best is likely.
 
     A time ("in summer 2021") and what must not be there ("without people") are read out of the words, and shown. Where
     a question has several parts, a weight may end each of them: 'at night*2' --image 'a.jpg*0.5'.

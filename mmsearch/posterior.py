@@ -2,25 +2,26 @@
 
 The log-odds of both stages (``mmsearch.calibration``) are at a prior of one match in a thousand, whatever is asked. But
 a word that half of the pictures show, a sentence that is meant for one of them, and a thing that is not there differ in
-how many match, and so do libraries of fifty and of fifty thousand. What the best answers look like beside the rest says
-which of them it is. So a match has the log-odds ``slope * logit + offset``, where both are linear in *signs* of the
-question and of the library, fitted by logistic regression over captions, everyday questions and things that are not
-there, in libraries of several sizes (``mmsearch.training.posterior``). It is monotone in ``logit``: the order of one
-kind stays.
+how many match, and so do libraries of fifty and of fifty thousand. What the best answers look like beside each other
+and beside the rest says which of them it is. So a match has the log-odds ``slope * logit + offset``, and a small
+network says both from *signs* of the question and of the library. It was fitted by maximum likelihood to captions,
+everyday questions and things that are not there, in libraries of several sizes (``mmsearch.training.posterior``). It is
+monotone in ``logit``: the order of one kind stays.
 
-An estimate of the share of matches alone, by expectation maximisation over two distributions (Saerens, Latinne and
-Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002), was measured beside it and
-is further off, because the log-odds of what matches and of what does not overlap; see the lab book.
+To estimate the share of matches by expectation maximisation over two distributions (Saerens, Latinne and Decaestecker,
+"Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002) is further off, because the log-odds of
+what matches and of what does not overlap; see the lab book.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +29,16 @@ from indexer.types import Modality
 
 SEEN = 50
 """Best answers of the first stage in which the signs are seen."""
-AHEAD = 10
-"""Best answers of the first stage that are compared with the library."""
 SIGNS = (
-    "length", "one word", "median", "rivals", "rivals of long", "ahead", "spread", "nearness",
+    "length", "one word", "items",
+    "first", "first 3", "first 10", "16th", "median", "41st",
+    "ahead first", "ahead first 3", "ahead first 10", "ahead 21st", "ahead 46th",
+    "spread", "nearness",
 )  # fmt: skip
-"""What is looked at: the logarithm of how many words a question has; whether it is one; the median of the log-odds of
-the answers seen; the logarithm of the sum of their odds, also times the length; how many standard deviations
-the best stand above the library, and how large such a deviation is; how near the question is to a reranker's bank."""
+"""What is looked at, in this order: the logarithm of how many words a question has, whether it is one, and the
+logarithm of how many items may answer; log-odds of the best answers, means of some and those at some places; log-odds
+of the first stage likewise, in standard deviations above the library; how large such a deviation is; how near the
+question is to a reranker's bank of answers."""
 LONGEST = 32
 """Words of a question that count as its length, at most."""
 CLEAR = 0.7
@@ -76,87 +79,95 @@ def one_expected(items: int) -> Scale:
     return Scale(1.0, PRIOR_ODDS - math.log(min(max(items, FEWEST), MOST) - 1))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
-    """What was fitted: ``slope`` at length 0, what each unit of length adds to it, and ``weights`` ``(F,)`` of SIGNS.
+    """What was fitted: a network with one hidden layer of H units, from F signs to a slope and an offset.
 
-    Signs outside of ``low`` ``(F,)`` and ``high`` ``(F,)``, between which it was fitted, count as these.
+    Attributes:
+        low, high: between which each sign was fitted ``(F,)``; outside it counts as these.
+        mean, std: of each sign ``(F,)``.
+        hidden, hidden_bias: ``(H, F)`` and ``(H,)``; the units are tanh.
+        out, out_bias: ``(2, H)`` and ``(2,)``, of the slope, before softplus, and of the offset.
+        centred: mean and spread of log-odds ``(2,)``; slope and offset are those of what is left without them.
     """
 
-    slope: float
-    slope_of_length: float
-    bias: float
-    weights: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    hidden: np.ndarray
+    hidden_bias: np.ndarray
+    out: np.ndarray
+    out_bias: np.ndarray
+    centred: np.ndarray
 
     def scale(self, signs: np.ndarray) -> Scale:
         """The line for a question with ``signs`` ``(F,)``, as ``signs_of`` gives them."""
-        clipped = np.clip(signs, self.low, self.high)
-        slope = max(self.slope + self.slope_of_length * float(clipped[0]), 0.05)
-        return Scale(slope, float(clipped @ np.array(self.weights)) + self.bias)
+        values = (np.clip(signs, self.low, self.high) - self.mean) / self.std  # (F,)
+        slope, offset = self.out @ np.tanh(self.hidden @ values + self.hidden_bias) + self.out_bias
+        centre, spread = self.centred
+        slope = float(np.logaddexp(0, slope) / spread)
+        return Scale(slope, float(offset - slope * centre))
 
 
-def signs_of(words: int, logits: np.ndarray, first: np.ndarray, background: np.ndarray, nearness: float) -> np.ndarray:
+def signs_of(
+    words: int, items: int, logits: np.ndarray, first: np.ndarray, background: np.ndarray, nearness: float
+) -> np.ndarray:
     """The ``SIGNS`` of a question, ``(F,)``.
 
     Args:
         words: how many it has.
+        items: how many may answer.
         logits: log-odds of the best answers of the first stage, at most ``SEEN``, after all stages ``(K,)``.
         first: those of the first stage of the same answers ``(K,)``.
         background: those of the first stage of a sample of the library ``(S,)``.
         nearness: of the question to the reranker's bank of answers; 0 without one.
     """
-    length = math.log(min(max(words, 1), LONGEST))
-    highest = float(logits.max())
-    rivals = highest + math.log(float(np.exp(logits - highest).sum()))
+    best = np.sort(logits)[::-1]
     spread = max(float(background.std()), 1e-6)
-    ahead = (float(np.sort(first)[::-1][:AHEAD].mean()) - float(background.mean())) / spread
-    return np.array(
-        [length, float(words == 1), float(np.median(logits)), rivals, rivals * length, ahead, spread, nearness]
-    )
+    ahead = (np.sort(first)[::-1] - background.mean()) / spread
+    asked = [math.log(min(max(words, 1), LONGEST)), float(words == 1), math.log(max(items, 1))]
+    profile = [_mean(best, 1), _mean(best, 3), _mean(best, 10), _at(best, 16), float(np.median(best)), _at(best, 41)]
+    stands_out = [_mean(ahead, 1), _mean(ahead, 3), _mean(ahead, 10), _at(ahead, 21), _at(ahead, 46)]
+    return np.array([*asked, *profile, *stands_out, spread, nearness])
 
 
-def read(values: Mapping[str, Mapping[str, object]]) -> dict[Direction, Posterior]:
-    """From the form in which a file carries it, ``{"text->image": {"slope": …, "weights": {"length": …}, …}}``.
+def _mean(falling: np.ndarray, count: int) -> float:
+    return float(falling[:count].mean())
+
+
+def _at(falling: np.ndarray, place: int) -> float:
+    """The one at a place, from 1, or the last where there are fewer."""
+    return float(falling[min(place, len(falling)) - 1])
+
+
+def read(values: Mapping[str, Mapping[str, Any]]) -> dict[Direction, Posterior]:
+    """From the form in which a file carries it, ``{"text->image": {"low": [...], ...}}``.
 
     Raises:
-        KeyError, TypeError, ValueError: an unknown direction, or a number is missing or none.
+        KeyError, TypeError, ValueError: an unknown direction, or numbers are missing, or too few or too many.
     """
     found: dict[Direction, Posterior] = {}
     for direction, numbers in values.items():
         asked, _, answered = direction.partition("->")
-        found[Modality(asked), Modality(answered)] = Posterior(
-            float(str(numbers["slope"])),
-            float(str(numbers["slope of length"])),
-            float(str(numbers["bias"])),
-            *(_each(numbers[name]) for name in ("weights", "low", "high")),
-        )
+        arrays = {field.name: np.array(numbers[field.name], dtype=np.float64) for field in fields(Posterior)}
+        units, signs = arrays["hidden"].shape
+        shapes = [(signs,)] * 4 + [(units, signs), (units,), (2, units), (2,), (2,)]
+        if signs != len(SIGNS) or [array.shape for array in arrays.values()] != shapes:
+            raise ValueError(f"{direction} is not of {len(SIGNS)} signs")
+        found[Modality(asked), Modality(answered)] = Posterior(**arrays)
     return found
-
-
-def _each(numbers: object) -> tuple[float, ...]:
-    if not isinstance(numbers, Mapping):
-        raise TypeError(f"{numbers!r} holds no number for each sign")
-    return tuple(float(numbers[sign]) for sign in SIGNS)
 
 
 def write(posteriors: Mapping[Direction, Posterior]) -> str:
     """The JSON that ``read`` reads."""
     values = {
         f"{asked.value}->{answered.value}": {
-            "slope": round(one.slope, 6),
-            "slope of length": round(one.slope_of_length, 6),
-            "bias": round(one.bias, 6),
-            **{name: _named(getattr(one, name)) for name in ("weights", "low", "high")},
+            field.name: getattr(one, field.name).round(5).tolist() for field in fields(Posterior)
         }
         for (asked, answered), one in posteriors.items()
     }
-    return json.dumps(values, indent=2) + "\n"
-
-
-def _named(numbers: Sequence[float]) -> dict[str, float]:
-    return {sign: round(number, 6) for sign, number in zip(SIGNS, numbers, strict=True)}
+    return json.dumps(values) + "\n"
 
 
 @cache

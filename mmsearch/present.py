@@ -63,8 +63,8 @@ def _day(time: float | None) -> str:
 
 
 def hits_json(hits: Hits) -> str:
-    """One JSON object: ``hits``, whether any of them is ``clear``, ``estimated_matches``, whether ``nothing_else_matches``,
-    what was ``not_reranked`` and why, or null, and what was ``understood`` of the words, or null.
+    """One JSON object: ``hits``, whether any of them is ``clear``, ``estimated_matches``, whether
+    ``nothing_else_matches``, what was ``not_reranked`` and why, or null, and what was ``understood`` of the words.
 
     Bytes of a path that are not UTF-8 come as lone surrogates, as ``os.fsdecode`` gives them.
     """

@@ -329,13 +329,12 @@ class _Worded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """The best answers of one kind, best first, their log-odds ``(K,)``, the signs of the question ``(F,)`` as
-    ``mmsearch.posterior.signs_of`` gives them, and how many items of that kind may answer."""
+    """The best answers of one kind, best first, their log-odds ``(K,)``, and the signs of the question ``(F,)`` as
+    ``mmsearch.posterior.signs_of`` gives them."""
 
     items: tuple[Item, ...]
     logits: np.ndarray
     signs: np.ndarray
-    among: int
 
 
 class Searcher:
@@ -514,7 +513,7 @@ class Searcher:
         near = self._second.nearness(asked.wanted[0].vector, answered) if reranked and self._second else 0.0
         background = self._background(asked, answered, sample)
         words = len((asked.query.text or "").split())
-        return signs_of(words, again.logits[:SEEN], first.logits[:SEEN], background, near)
+        return signs_of(words, sample.items, again.logits[:SEEN], first.logits[:SEEN], background, near)
 
     def _background(self, asked: Asked, answered: Modality, sample: Sample) -> np.ndarray:
         """Log-odds of the first stage of a sample ``(S,)``."""
@@ -535,7 +534,7 @@ class Searcher:
             sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, query))
             signs = self._signs(asked, answered, sample, first, again)
         order = np.lexsort((first.rows, -again.logits))[:SEEN]
-        return Seen(tuple(items[row] for row in first.rows[order].tolist()), again.logits[order], signs, sample.items)
+        return Seen(tuple(items[row] for row in first.rows[order].tolist()), again.logits[order], signs)
 
     def _posteriors(self, reranked: bool) -> Mapping[posterior.Direction, posterior.Posterior]:
         if not reranked or self._second is None:

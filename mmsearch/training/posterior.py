@@ -4,8 +4,7 @@
 
 Libraries of several sizes are drawn from captioned pictures. Asked are everyday words for what is there and for what is
 not, and captions; a picture matches an everyday word when two of its captions say it, and a caption when its captions
-together say all of it (``mmsearch.evaluation.everyday``). All that is seen of the best answers is the evidence of one
-logistic regression.
+together say all of it (``mmsearch.evaluation.everyday``).
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
@@ -31,7 +33,6 @@ from mmsearch.library import Library
 from mmsearch.posterior import Posterior
 from mmsearch.query import Query
 from mmsearch.rerank.load import load_reranker
-from mmsearch.training.calibrate import fit_logistic
 
 SIZES = (50, 250, 1000)
 SHARES = {"present": 0.5, "absent": 0.15, "captions": 0.35}
@@ -41,8 +42,8 @@ FIRST = 3.0
 """What the first answer of a list counts for; the one at place r counts for 1 / (1 + r / 10)."""
 BOUNDS = (0.005, 0.995)
 """Quantiles of each sign between which what was fitted holds."""
-EVIDENCE = 0.2
-"""Answers of one list say much the same: so much of an answer each counts for in the regression."""
+UNITS, STEPS, RATE, DECAY = 8, 600, 0.02, 0.1
+"""Of the hidden layer, and of the fit: chosen by what is said of kinds of things that had no part in it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,35 +135,53 @@ def _observed(
     return found
 
 
-def fitted(observed: Sequence[Observed]) -> Posterior:
-    """The regression over what was observed.
+def fitted(observed: Sequence[Observed], *, seed: int = 0) -> Posterior:
+    """The network that makes what was observed likeliest.
 
     Raises:
         UsageError: nothing matches, or everything does.
     """
-    signs = np.array([one.signs for one in observed])  # (Q, F)
-    low, high = np.quantile(signs, BOUNDS, axis=0)
-    signs = np.clip(signs, low, high)
+    torch.manual_seed(seed)
+    signs, logits, right, weight = (torch.tensor(part) for part in _arrays(observed))  # (Q, F), (Q, K) each
+    low, high = (torch.quantile(signs, bound, dim=0) for bound in BOUNDS)
+    signs = signs.clamp(low, high)
+    mean, std = signs.mean(dim=0), signs.std(dim=0) + 1e-9
+    values = (signs - mean) / std
+    among = weight > 0
+    centre, spread = logits[among].mean(), logits[among].std()
+    hidden = nn.Linear(signs.shape[1], UNITS, dtype=torch.float64)
+    out = nn.Linear(UNITS, 2, dtype=torch.float64)
+    optimiser = torch.optim.AdamW([*hidden.parameters(), *out.parameters()], lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        slope, offset = out(torch.tanh(hidden(values))).split(1, dim=1)
+        log_odds = F.softplus(slope) * (logits - centre) / spread + offset
+        loss = (F.binary_cross_entropy_with_logits(log_odds, right, reduction="none") * weight).sum()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    weights = (hidden.weight, hidden.bias, out.weight, out.bias)
+    arrays = [part.detach().numpy() for part in (low, high, mean, std, *weights)]
+    return Posterior(*arrays, np.array([float(centre), float(spread)]))
+
+
+def _arrays(observed: Sequence[Observed]) -> tuple[np.ndarray, ...]:
+    """Signs ``(Q, F)``, and of each answer its log-odds, whether it matches, and what it counts for, ``(Q, K)`` each.
+
+    Raises:
+        UsageError: nothing matches, or everything does.
+    """
     counts = Counter((one.source, one.question.role) for one in observed)
-    each = [SHARES[one.question.role] / counts[one.source, one.question.role] for one in observed]
-    places = [np.arange(len(one.logits)) for one in observed]
-    of = np.repeat(np.arange(len(observed)), [len(some) for some in places])  # (A,)
-    place = np.concatenate(places)
-    weight = np.array(each)[of] * np.where(place == 0, FIRST, 1 / (1 + place / 10))
-    weight *= EVIDENCE * len(weight) / weight.sum()
-    logits = np.concatenate([one.logits for one in observed])
-    right = np.concatenate([one.right for one in observed]).astype(np.float64)
-    if right.all() or not right.any():
+    most = max(len(one.logits) for one in observed)
+    place = np.arange(most)
+    by_place = np.where(place == 0, FIRST, 1 / (1 + place / 10))
+    logits, right, weight = (np.zeros((len(observed), most)) for _ in range(3))
+    for i, one in enumerate(observed):
+        count, role = len(one.logits), one.question.role
+        logits[i, :count], right[i, :count] = one.logits, one.right
+        weight[i, :count] = SHARES[role] / counts[one.source, role] * by_place[:count]
+    matching = right[weight > 0]
+    if matching.all() or not matching.any():
         raise UsageError("of what was asked nothing matches, or everything; other pictures are needed")
-    values = np.column_stack([logits, logits * signs[of, 0], signs[of]])  # (A, 2 + F)
-    mean, std = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-9)
-    slopes, bias = fit_logistic((values - mean) / std, right, weight)
-    slopes = slopes / std
-    return Posterior(
-        float(slopes[0]),
-        float(slopes[1]),
-        float(bias - mean @ slopes),
-        tuple(slopes[2:].tolist()),
-        tuple(low.tolist()),
-        tuple(high.tolist()),
-    )
+    return np.array([one.signs for one in observed]), logits, right, weight / weight.sum()
