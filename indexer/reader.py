@@ -328,8 +328,7 @@ class Reader:
         """The items whose vectors stand at ``rows``, by row."""
         items: dict[int, Item] = {}
         assets: dict[int, Asset] = {}
-        schema = self._column("SELECT value FROM meta WHERE name = 'schema'")[0]
-        place = f"source, {_PLACE}" if schema >= _FIRST_WITH_PLACES else f"NULL, {_OLD_PLACE}"
+        place = f"source, {_PLACE}" if self._schema() >= _FIRST_WITH_PLACES else f"NULL, {_OLD_PLACE}"
         query = f'SELECT id, asset_id, "row", text, {place} FROM items WHERE modality = ? AND "row" IN '
         for chunk in chunks(rows):
             found = self._all(query + _marks(chunk), (modality.value, *chunk))
@@ -339,6 +338,26 @@ class Reader:
             for item_id, asset_id, row, text, source, *span in found:
                 items[row] = Item(item_id, assets[asset_id], modality, _span(span), text, source)
         return items
+
+    def texts_beside(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """Rows, growing, of the texts in the same picture, or on the same page, as each of these items; by its number.
+
+        What has no such text is left out.
+        """
+        found: dict[int, list[int]] = {}
+        if not ids or self._schema() < _FIRST_WITH_PLACES:
+            return found
+        for chunk in chunks(ids):
+            query = (
+                'SELECT i.id, o."row" FROM items AS i JOIN items AS o ON o.asset_id = i.asset_id AND o.page IS i.page '
+                f'WHERE i.id IN {_marks(chunk)} AND o.modality = ? ORDER BY o."row"'
+            )
+            for item_id, row in self._all(query, (*chunk, Modality.TEXT.value)):
+                found.setdefault(item_id, []).append(row)
+        return found
+
+    def _schema(self) -> int:
+        return int(self._column("SELECT value FROM meta WHERE name = 'schema'")[0])
 
     def item_rows(self) -> Iterator[ItemRow]:
         """Every item as the vector files see it, in the order of their rows."""

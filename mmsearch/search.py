@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.like import Stored, stored
 from mmsearch.query import Query, least_shown
+from mmsearch.readable import with_texts
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.stage import SecondStage, fused_order
 from mmsearch.things import Scored, Thing, things
@@ -437,9 +439,11 @@ class Searcher:
                 of_kind = self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons)
                 if len(of_kind.rows) >= max(pool, self._depth(one, kind)):
                     beyond = max(beyond, float(of_kind.logits[-1]))
+                early = set(of_kind.rows[: max(moments.POOL, self._depth(one, kind))].tolist())
+                early.update(spoken[kind].rows.tolist() if kind in spoken else ())
                 of_kind = self._with_words(snapshot, kind, one, of_kind, spoken.get(kind), items[kind])
                 found += [
-                    Scored(logit, items[kind][row], again)
+                    Scored(logit, items[kind][row], again, row not in early)
                     for logit, row, again in zip(
                         of_kind.logits.tolist(), of_kind.rows.tolist(), of_kind.reranked.tolist(), strict=True
                     )
@@ -450,7 +454,8 @@ class Searcher:
             least = least_shown(one.query, probability(merged[0].best.score), size) if merged else 0.0
             enough = beyond == -np.inf or beyond <= last < np.inf or probability(beyond) < least
             obstacles = "; ".join(dict.fromkeys(reasons)) or None
-            hits = _hits(one.query, merged[:k], least, obstacles, self._explain_hit)
+            shown = with_texts(snapshot.reader, merged[:k], partial(self._logits, snapshot, Modality.TEXT, one))
+            hits = _hits(one.query, shown, least, obstacles, self._explain_hit)
             answers.append((hits, enough))
         return answers
 
@@ -532,6 +537,15 @@ class Searcher:
         direction = np.sum([part.weight * line.gain * part.vector for part, line in lines], axis=0)  # (D,)
         return direction, sum(part.weight * line.offset for part, line in lines)
 
+    def _logits(self, snapshot: Snapshot, answered: Modality, asked: Asked, rows: np.ndarray) -> np.ndarray:
+        """The log-odds of the first stage ``(R,)`` of the items of one kind at ``rows`` ``(R,)``."""
+        direction, offset = self._line(asked, answered)
+        vectors = snapshot.vectors[answered].fetch(rows)
+        logits: np.ndarray = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
+        if asked.unwanted:
+            logits -= _penalty(vectors, _sample(snapshot, answered), asked.unwanted)
+        return logits
+
     def _words(self, snapshot: Snapshot, asked: Asked, pool: int) -> tuple[dict[Modality, _Worded], float]:
         """The items that the words of a question speak for, with their log-odds, by their modality.
 
@@ -560,11 +574,7 @@ class Searcher:
             if allowed is not None:
                 here &= np.isin(rows, allowed)
             if here.any():
-                store, (direction, offset) = snapshot.vectors[kind], self._line(asked, kind)
-                vectors = store.fetch(rows[here])
-                logits[here] = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
-                if asked.unwanted:
-                    logits[here] -= _penalty(vectors, _sample(snapshot, kind), asked.unwanted)
+                logits[here] = self._logits(snapshot, kind, asked, rows[here])
         answering = np.isfinite(logits)
         spoken, rows, logits = spoken.only(answering), rows[answering], logits[answering]
         weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)
