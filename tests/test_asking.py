@@ -115,6 +115,11 @@ def test_unquoted_words_are_joined(arguments: list[str], text: str | None, monke
     assert asked(monkeypatch, ["query", *arguments])["text"] == text
 
 
+def test_pictures_may_be_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(monkeypatch, ["query", "--image", "a.jpg*0.5", "at night*2", "--image", "b.jpg"])
+    assert (found["text"], found["image"], found["like"]) == ("at night*2", ["a.jpg*0.5", "b.jpg"], None)
+
+
 @pytest.mark.parametrize("arguments", OTHER, ids=" ".join)
 def test_everything_else_is_left_to_the_parser(arguments: list[str]) -> None:
     assert asking.read(["query", *arguments]) is None
