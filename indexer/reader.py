@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -230,17 +231,29 @@ class Reader:
 
     def count_files(self, where: Filter) -> int:
         """How many files ``newest`` goes through."""
-        return len(self._newest_ids(where, -1, 0))
+        source, values = self._files(where)
+        return int(self._column(f"SELECT count(*) FROM {source}", values)[0])
 
     def _newest_ids(self, where: Filter, limit: int, offset: int) -> list[int]:
+        source, values = self._files(where)
+        end = offset + limit
+        # What keeps the first so many in order takes longer than what sorts all, where these are many.
+        most = f"LIMIT {end:d}" if end <= FEW_ASSETS else ""
+        found = self._plain.execute(f"SELECT id FROM {source} ORDER BY {_NEWEST} {most}", values)
+        return [row[0] for row in islice(found, offset, end)]
+
+    def _files(self, where: Filter) -> tuple[str, list[Any]]:
+        """The assets ``a`` that pass and have pieces, as a source of rows, and the values for that."""
         tests, values = _tests(where)
         tests.append("EXISTS (SELECT 1 FROM items WHERE asset_id = a.id)")
         if where.under:
             below = [_below("a.path", chunk) for chunk in chunks(where.under, UNDER_CHUNK)]
             tests.append(f"({' OR '.join(test for test, _ in below)})")
             values += [path for _, paths in below for path in paths]
-        query = f"SELECT id FROM assets AS a WHERE {' AND '.join(tests)} ORDER BY {_NEWEST} LIMIT ? OFFSET ?"
-        return self._column(query, (*values, limit, offset))
+        passing = f"WHERE {' AND '.join(tests)}"
+        # To go through all assets in the order in which they are stored is quicker than by an index, unless few pass.
+        some = self._column(f"SELECT 1 FROM assets AS a {passing} LIMIT ?", (*values, FEW_ASSETS + 1))
+        return f"assets AS a {'NOT INDEXED ' if len(some) > FEW_ASSETS else ''}{passing}", values
 
     def asset(self, asset_id: int) -> Asset:
         """The asset with this number."""
@@ -328,8 +341,7 @@ class Reader:
         """The items whose vectors stand at ``rows``, by row."""
         items: dict[int, Item] = {}
         assets: dict[int, Asset] = {}
-        schema = self._column("SELECT value FROM meta WHERE name = 'schema'")[0]
-        place = f"source, {_PLACE}" if schema >= _FIRST_WITH_PLACES else f"NULL, {_OLD_PLACE}"
+        place = f"source, {_PLACE}" if self._schema() >= _FIRST_WITH_PLACES else f"NULL, {_OLD_PLACE}"
         query = f'SELECT id, asset_id, "row", text, {place} FROM items WHERE modality = ? AND "row" IN '
         for chunk in chunks(rows):
             found = self._all(query + _marks(chunk), (modality.value, *chunk))
@@ -339,6 +351,26 @@ class Reader:
             for item_id, asset_id, row, text, source, *span in found:
                 items[row] = Item(item_id, assets[asset_id], modality, _span(span), text, source)
         return items
+
+    def texts_beside(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """Rows, growing, of the texts in the same picture, or on the same page, as each of these items; by its number.
+
+        What has no such text is left out.
+        """
+        found: dict[int, list[int]] = {}
+        if not ids or self._schema() < _FIRST_WITH_PLACES:
+            return found
+        for chunk in chunks(ids):
+            query = (
+                'SELECT i.id, o."row" FROM items AS i JOIN items AS o ON o.asset_id = i.asset_id AND o.page IS i.page '
+                f'WHERE i.id IN {_marks(chunk)} AND o.modality = ? ORDER BY o."row"'
+            )
+            for item_id, row in self._all(query, (*chunk, Modality.TEXT.value)):
+                found.setdefault(item_id, []).append(row)
+        return found
+
+    def _schema(self) -> int:
+        return int(self._column("SELECT value FROM meta WHERE name = 'schema'")[0])
 
     def item_rows(self) -> Iterator[ItemRow]:
         """Every item as the vector files see it, in the order of their rows."""

@@ -46,19 +46,34 @@ def find_exact(snapshot: Snapshot, query: Query, k: int) -> list[Thing]:
             names = set(reader.names_with(match_all(unwanted)).tolist())
             pieces = [one for one in pieces if one.id not in texts and one.asset_id not in names]
     pieces.sort(key=lambda one: (-scores[one.id], one.id))
+    best = scores[pieces[0].id] if pieces else 1.0
     found: list[Scored] = []
-    complete: list[Thing] = []
+    taken: set[int] = set()
     for start in range(0, len(pieces), max(_AT_ONCE, k)):
         some = pieces[start : start + max(_AT_ONCE, k)]
-        for modality in Modality:
-            rows = {one.row: one.id for one in some if one.modality is modality}
-            for row, item in reader.items_at(modality, list(rows)).items():
-                found.append(Scored(scores[rows[row]] / scores[pieces[0].id], item))
-        videos = videos_beside(reader, (one.item for one in found))
-        complete = things(merge(with_videos(found, videos), query.moments))
-        if len(complete) >= k:
+        found += _scored(reader, some, scores, best)
+        taken.update(one.asset_id for one in some)
+        if len(_complete(reader, found, query)) >= k:
+            # What else of the same files holds the words says what is read there and how long a moment is.
+            rest = [one for one in pieces[start + len(some) :] if one.asset_id in taken]
+            found += _scored(reader, rest, scores, best)
             break
-    return complete[:k]
+    return _complete(reader, found, query)[:k]
+
+
+def _scored(reader: Reader, pieces: list[PieceRow], scores: dict[int, float], best: float) -> list[Scored]:
+    """The pieces with their scores as shares of the best one's."""
+    found: list[Scored] = []
+    for modality in Modality:
+        rows = {one.row: one.id for one in pieces if one.modality is modality}
+        for row, item in reader.items_at(modality, list(rows)).items():
+            found.append(Scored(scores[rows[row]] / best, item))
+    return found
+
+
+def _complete(reader: Reader, found: list[Scored], query: Query) -> list[Thing]:
+    videos = videos_beside(reader, (one.item for one in found))
+    return things(merge(with_videos(found, videos), query.moments))
 
 
 def _holders(reader: Reader, asked: list[Phrase]) -> dict[int, float]:

@@ -23,7 +23,7 @@ NEARLY = 0.7
 LONGEST = 120.0
 """Seconds of a moment that is put together of several pieces, at most."""
 POOL = 100
-"""Answers of each kind among which neighbours are sought, at least, where an index holds videos."""
+"""Answers of each kind among which neighbours are sought, where an index holds videos."""
 
 _LANGUAGE = re.compile(r"\.[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})?|\.(?:forced|sdh|cc)", re.IGNORECASE)
 
@@ -50,7 +50,8 @@ def videos_beside(reader: Reader, items: Iterable[Item]) -> dict[str, Asset]:
 def merge(pieces: Iterable[Scored], moments: int) -> list[Scored]:
     """The pieces, best first, with those of videos merged into at most ``moments`` moments a video.
 
-    Other pieces are left as they are. The order stays: best first, ties to the smaller item.
+    Other pieces are left as they are, and a late one changes no moment. The order stays: best first, ties to the
+    smaller item.
     """
     merged: list[Scored] = []
     found: dict[tuple[str, str | None], list[int]] = {}
@@ -60,15 +61,16 @@ def merge(pieces: Iterable[Scored], moments: int) -> list[Scored]:
             merged.append(piece)
             continue
         places = found.setdefault((piece.item.asset.path, piece.item.asset.key), [])
-        home = next((i for i in places if _belongs(piece, merged[i])), None)
-        if home is not None:
-            merged[home] = _extended(merged[home], piece)
-            absorbed.setdefault(home, []).append(piece)
-        elif not any(_overlap(piece.item, merged[i].item) for i in places):
+        touching = next((i for i in places if _belongs(piece, merged[i])), None)
+        home = touching
+        if home is None:
+            home = next((i for i in places if _overlap(piece.item, merged[i].item)), None)
+        if home is None:
             places.append(len(merged))
             merged.append(piece)
-        else:
-            home = next(i for i in places if _overlap(piece.item, merged[i].item))
+        elif not piece.late:
+            if touching is not None:
+                merged[home] = _extended(merged[home], piece)
             absorbed.setdefault(home, []).append(piece)
     kept = {place for places in found.values() for place in places[:moments]}
     return [

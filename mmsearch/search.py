@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.like import Stored, stored
 from mmsearch.posterior import SEEN, Scale, level, one_expected, signs_of
 from mmsearch.query import Query
+from mmsearch.readable import with_texts
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.stage import SecondStage, fused_order
 from mmsearch.sampling import TAIL, WORTH, Sample, Samples, matches_beyond
@@ -476,9 +478,11 @@ class Searcher:
                 matches += self._matches(snapshot, kind, one, kinds[kind], of_kind, scale)
                 least = float(of_kind.logits[-1]) if len(of_kind.rows) >= max(pool, self._depth(one, kind)) else -np.inf
                 further = max(further, float(scale.log_odds(np.array(max(least, beyond)))))
+                early = set(of_kind.rows[: max(moments.POOL, self._depth(one, kind))].tolist())
+                early.update(spoken[kind].rows.tolist() if kind in spoken else ())
                 of_kind = self._with_words(snapshot, kind, one, of_kind, spoken.get(kind), items[kind])
                 found += [
-                    Scored(logit, items[kind][row], again)
+                    Scored(logit, items[kind][row], again, row not in early)
                     for logit, row, again in zip(
                         scale.log_odds(of_kind.logits).tolist(),
                         of_kind.rows.tolist(),
@@ -491,7 +495,8 @@ class Searcher:
             last = merged[k - 1].best.score if len(merged) >= k else np.inf
             enough = further == -np.inf or further <= last < np.inf
             obstacles = "; ".join(dict.fromkeys(reasons)) or None
-            hits = _hits(one.query, merged[:k], matches, obstacles, self._explain_hit)
+            shown = with_texts(snapshot.reader, merged[:k], partial(self._logits, snapshot, Modality.TEXT, one))
+            hits = _hits(one.query, shown, matches, obstacles, self._explain_hit)
             answers.append((hits, enough))
         return answers
 
@@ -645,6 +650,15 @@ class Searcher:
         direction = np.sum([part.weight * line.gain * part.vector for part, line in lines], axis=0)  # (D,)
         return direction, sum(part.weight * line.offset for part, line in lines)
 
+    def _logits(self, snapshot: Snapshot, answered: Modality, asked: Asked, rows: np.ndarray) -> np.ndarray:
+        """The log-odds of the first stage ``(R,)`` of the items of one kind at ``rows`` ``(R,)``."""
+        direction, offset = self._line(asked, answered)
+        vectors = snapshot.vectors[answered].fetch(rows)
+        logits: np.ndarray = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
+        if asked.unwanted:
+            logits -= _penalty(vectors, self._samples.of(snapshot, answered).vectors, asked.unwanted)
+        return logits
+
     def _words(self, snapshot: Snapshot, asked: Asked, pool: int) -> tuple[dict[Modality, _Worded], float]:
         """The items that the words of a question speak for, with their log-odds, by their modality.
 
@@ -673,11 +687,7 @@ class Searcher:
             if allowed is not None:
                 here &= np.isin(rows, allowed)
             if here.any():
-                store, (direction, offset) = snapshot.vectors[kind], self._line(asked, kind)
-                vectors = store.fetch(rows[here])
-                logits[here] = np.sum(vectors.astype(np.float64) * direction, axis=1) + offset
-                if asked.unwanted:
-                    logits[here] -= _penalty(vectors, self._samples.of(snapshot, kind).vectors, asked.unwanted)
+                logits[here] = self._logits(snapshot, kind, asked, rows[here])
         answering = np.isfinite(logits)
         spoken, rows, logits = spoken.only(answering), rows[answering], logits[answering]
         weight = next(part.weight for part in asked.wanted if part.asked is Modality.TEXT)

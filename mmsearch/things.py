@@ -14,11 +14,16 @@ from indexer.types import VISUAL, Item, Modality
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A piece that was found, and its log-odds or whatever else it is ordered by."""
+    """A piece that was found, and its log-odds or whatever else it is ordered by.
+
+    ``late`` is what came after the first so many of its kind: it may be an answer, and adds nothing to others, for that
+    would depend on how many answers were asked for.
+    """
 
     score: float
     item: Item
     reranked: bool = False
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,13 @@ SIMPLE = [
     ["a", "dog", "on", "a", "beach"],
     ["a", "dog", "in", "2019", "--literal"],
     ["a", "-k", "3", "dog", "--json", "on a  beach"],
+    ["cat", "-k", "3", "--offset", "6"],
+    ["cat", "--offset", "0"],
+    ["at night*2", "--like", "a.jpg*0.5", "--like", "film.mp4#t=83,95"],
+    ["--like", "a.jpg"],
+    ["--after", "2021", "--under", "Trips"],
+    ["--kind", "image", "--json", "-k", "5", "--offset", "5"],
+    ["--before", "2021-05-17", "--paths", "-0"],
 ]
 OTHER = [
     [],
@@ -52,6 +59,11 @@ OTHER = [
     ["", "-k", "3"],
     ["cat", "--moments", "3"],
     ["cat", "--image", "x.jpg"],
+    ["cat", "--offset", "-1"],
+    ["cat", "--offset", "none"],
+    ["--offset", "5"],
+    ["--not", "people"],
+    ["--index", "x", "--json"],
     ["cat", "--open"],
     ["cat", "--unheard-of"],
 ]
@@ -101,6 +113,11 @@ def test_unquoted_words_are_joined(arguments: list[str], text: str | None, monke
     quick = asking.read(["query", *arguments])
     assert quick is None or quick["text"] == text
     assert asked(monkeypatch, ["query", *arguments])["text"] == text
+
+
+def test_pictures_may_be_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(monkeypatch, ["query", "--image", "a.jpg*0.5", "at night*2", "--image", "b.jpg"])
+    assert (found["text"], found["image"], found["like"]) == ("at night*2", ["a.jpg*0.5", "b.jpg"], None)
 
 
 @pytest.mark.parametrize("arguments", OTHER, ids=" ".join)

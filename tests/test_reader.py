@@ -250,3 +250,58 @@ def test_reading_imports_no_sqlalchemy() -> None:
     code = "import sys, indexer.index, mmsearch.search; print('sqlalchemy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
     assert catalogue.Writer.__mro__[1] is Reader
+
+
+@pytest.mark.parametrize("offset", [0, 3, 650, 10_000])
+@pytest.mark.parametrize(
+    "where",
+    [
+        Filter(kinds=tuple(Modality)),
+        Filter(after=1e9 + 50),
+        Filter(before=400.0, kinds=(Modality.TEXT, Modality.VIDEO)),
+        Filter(("/a", "/ä/12.jpg")),
+        Filter((*(f"/none/{n}" for n in range(1000)), "/a-b"), before=1e9),
+    ],
+    ids=["all", "after", "before", "under", "many"],
+)
+def test_files_newest_first(reader: Reader, tables: dict[str, list[sa.Row]], where: Filter, offset: int) -> None:
+    def time(asset: sa.Row) -> float:
+        return float(asset.mtime_ns / 1e9 if asset.taken is None else asset.taken)
+
+    def passes(asset: sa.Row) -> bool:
+        early = where.before is None or time(asset) < where.before
+        late = where.after is None or time(asset) >= where.after
+        kind = not where.kinds or Modality(asset.modality) in where.kinds
+        return early and late and kind and (not where.under or below(asset.path, where.under))
+
+    pieces = {one.asset_id: one for one in sorted(tables["items"], key=lambda one: one.ordinal, reverse=True)}
+    files = [asset for asset in tables["assets"] if passes(asset)]
+    files.sort(key=lambda one: (not one.mtime_ns and one.taken is None, -time(one), one.path or b"", one.key or ""))
+    found = reader.newest(where, 40, offset)
+    assert [item.id for item in found] == [pieces[one.id].id for one in files[offset : offset + 40]]
+    assert reader.count_files(where) == len(files)
+    for item, asset in zip(found, files[offset:], strict=False):
+        assert (item.asset.path, item.asset.key) == (os.fsdecode(asset.path or b""), asset.key)
+        assert item.span is None and item.source is None
+        assert item.text == (pieces[asset.id].text if asset.modality == "text" else None)
+
+
+def test_one_file_by_its_name(reader: Reader, tables: dict[str, list[sa.Row]]) -> None:
+    for asset in tables["assets"]:
+        found = reader.named(os.fsdecode(asset.path or b"/nowhere"), asset.key or "no key")
+        assert found is not None and found[0] == asset.id and found[1].digest == asset.digest
+    assert reader.named("/a", "no key") is None
+
+
+def test_texts_in_the_same_picture_or_on_the_same_page(reader: Reader, tables: dict[str, list[sa.Row]]) -> None:
+    items = tables["items"]
+    expected = {
+        one.id: sorted(
+            other.row
+            for other in items
+            if other.asset_id == one.asset_id and other.page == one.page and other.modality == "text"
+        )
+        for one in items
+    }
+    found = reader.texts_beside([one.id for one in items])
+    assert found == {item: rows for item, rows in expected.items() if rows} and len(found) < len(items)

@@ -162,8 +162,8 @@ def fitted(observed: Sequence[Observed], *, seed: int = 0) -> Posterior:
         optimiser.step()
         schedule.step()
     weights = (hidden.weight, hidden.bias, out.weight, out.bias)
-    arrays = [part.detach().numpy() for part in (low, high, mean, std, *weights)]
-    return Posterior(*arrays, np.array([float(centre), float(spread)]))
+    parts = (low, high, mean, std, *weights, torch.stack([centre, spread]))
+    return Posterior(*(part.detach().numpy() for part in parts))
 
 
 def _arrays(observed: Sequence[Observed]) -> tuple[np.ndarray, ...]:
