@@ -29,7 +29,8 @@ from mmsearch.query import MATCH, parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher, exact_hits
-from mmsearch.understanding import understand
+from mmsearch.spelling import read_words, with_words
+from mmsearch.understanding import Understood, understand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -423,7 +424,8 @@ class Library:
 
         ``Hits`` is a list that also says whether nothing else matches, what could not be reranked, and what was
         ``understood`` of the words: a time ("in summer 2021") and unwanted things ("without people") are no words to
-        look for, but ``after``, ``before`` and ``without``; see ``mmsearch.understanding``.
+        look for, but ``after``, ``before`` and ``without``; see ``mmsearch.understanding``. A misspelt word that
+        nothing here holds is asked as the one that is meant; see ``mmsearch.spelling``.
 
         =====================================  ===========================================================
         ``query("a cat on a sofa")``           pictures and texts that fit the words
@@ -459,9 +461,10 @@ class Library:
             DecodeError: the picture of the question cannot be read.
             ModelError: the model or the reranker fails.
         """
-        said = None
+        said, foreign = None, None
         if text is not None and not literal and not exact:
             said = understand(text, date.today(), dates=after is None and before is None)
+            foreign, said = self._read_words(text, said)
         without = [without] if isinstance(without, str) else without
         open_list = k is None and min_prob is None
         if said is not None:
@@ -489,8 +492,24 @@ class Library:
             return with_pictures(exact_hits(index, query, ANSWERS if k is None else k), index)
         searcher = self.searcher()
         hits = with_pictures(searcher.search(query, ANSWERS if k is None else k), searcher.index)
-        hits.understood = said
+        hits.understood, hits.foreign = said, foreign
         return hits
+
+    def _read_words(self, text: str, said: Understood | None) -> tuple[str | None, Understood | None]:
+        """The language of a question if the model does not know it; what was understood, with its words respelled."""
+        asked = text if said is None else said.text
+        if self._index is None or not asked.strip():
+            return None, said
+        with self._index.catalogue.read() as reader:
+            if not reader.has_words():
+                return None, said
+            language, instead = read_words(asked, reader, self.questioner)
+        if instead:
+            respelt = with_words(asked, instead)
+            said = replace(
+                Understood(respelt) if said is None else said, text=respelt, respelled=tuple(instead.items())
+            )
+        return language, said
 
     def explain(
         self, question: str, picture: Image | str | os.PathLike[str], *, method: str | None = None

@@ -201,7 +201,9 @@ class Hits(list[Hit]):
         nothing_else_matches: the list ends because what follows is too unlikely, as ``Query`` has it; an empty list
             then means that nothing matches, and else that there was nothing to choose from.
         not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
-        understood: the time and the unwanted things that were read out of the words; None if there were none.
+        understood: the time and the unwanted things that were read out of the words, and which of these were misspelt;
+            None if there was nothing.
+        foreign: the language, or the script, of the words, where the model does not know it; else None.
     """
 
     def __init__(
@@ -211,8 +213,10 @@ class Hits(list[Hit]):
         nothing_else_matches: bool = False,
         not_reranked: str | None = None,
         understood: Understood | None = None,
+        foreign: str | None = None,
     ) -> None:
         super().__init__(hits)
+        self.foreign = foreign
         self.understood = understood
         self.nothing_else_matches = nothing_else_matches
         self.not_reranked = not_reranked
@@ -224,6 +228,7 @@ class Hits(list[Hit]):
             "nothing_else_matches": self.nothing_else_matches,
             "not_reranked": self.not_reranked,
             "understood": self.understood and self.understood.as_dict(),
+            "foreign": self.foreign,
         }
 
 
