@@ -400,6 +400,12 @@ class Reader:
         """Numbers ``(R,)``, growing, of the assets whose name and folders hold it."""
         return self._holders("names", match, limit)
 
+    def some_texts(self, match: str, limit: int) -> list[str]:
+        """Texts, and names with their folders, that hold what ``match`` says, so many of each at most; ``prepare``d."""
+        texts = self._column("SELECT text FROM words WHERE words MATCH ? LIMIT ?", (match, limit))
+        query = "SELECT name || ' ' || folders FROM names WHERE names MATCH ? LIMIT ?"
+        return texts + self._column(query, (match, limit))
+
     def _holders(self, table: str, match: str, limit: int) -> np.ndarray:
         return self._numbers(f"SELECT rowid AS number FROM {table} WHERE {table} MATCH ? LIMIT ?", (match, limit))
 

@@ -133,6 +133,11 @@ def match_all(asked: Iterable[Phrase], column: str | None = None) -> str:
     return " AND ".join(f'{where}"{" ".join(phrase)}"' for phrase in asked)
 
 
+def match_any(words: Iterable[str]) -> str:
+    """The FTS5 expression for rows that hold one of these words."""
+    return " OR ".join(f'"{word}"' for word in words)
+
+
 def _with_parts(name: str) -> str:
     """A name, and once more with camelCase and digits apart where it has any."""
     parts = _SPLIT.sub(" ", name)

@@ -164,6 +164,8 @@ def query(
             sys.stdout.flush()
             for line in present.understood_lines(hits.understood):
                 say(line)
+            if hits.foreign:
+                say(present.foreign_line(hits.foreign, library.questioner.name))
             if hits.not_reranked:
                 say(f"not reranked: {hits.not_reranked}")
             for line in present.ending_lines(hits):

@@ -29,7 +29,8 @@ from mmsearch.query import parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.load import check_reads, load_reranker
 from mmsearch.search import Hits, Searcher, plain_hits
-from mmsearch.understanding import understand
+from mmsearch.spelling import read_words, with_words
+from mmsearch.understanding import Understood, understand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -432,7 +433,8 @@ class Library:
         ``Hits`` is a list that also says whether any answer is a ``clear`` match, how many items match in all
         (``estimated_matches``), what could not be reranked, and what was ``understood`` of the words: a time ("in
         summer 2021") and unwanted things ("without people") are no words to look for, but ``after``, ``before`` and
-        ``without``; see ``mmsearch.understanding``.
+        ``without``; see ``mmsearch.understanding``. A misspelt word that nothing here holds is asked as the one that is
+        meant; see ``mmsearch.spelling``.
 
         =====================================  ===========================================================
         ``query("a cat on a sofa")``           pictures and texts that fit the words
@@ -474,10 +476,11 @@ class Library:
             DecodeError: the picture of the question cannot be read.
             ModelError: the model or the reranker fails.
         """
-        said = None
+        said, foreign = None, None
         text = (text or "").strip() or None
         if text is not None and not literal and not exact:
             said = understand(text, date.today(), dates=after is None and before is None)
+            foreign, said = self._read_words(text, said)
         without = [without] if isinstance(without, str) else without
         open_list = k is None and min_prob is None and not offset
         if said is not None:
@@ -513,7 +516,7 @@ class Library:
         else:
             searcher = self.searcher()
             index, hits = searcher.index, searcher.search(query, k, offset)
-        hits.understood = said
+        hits.understood, hits.foreign = said, foreign
         return hits if query.lists else with_pictures(hits, index)
 
     def _read_images(self, image: Picture | Sequence[Picture] | None) -> list[Image]:
@@ -522,6 +525,22 @@ class Library:
             return []
         pictures = [image] if isinstance(image, (str, os.PathLike)) or not isinstance(image, Sequence) else image
         return [_read_image(one, self.questioner.image_size) for one in pictures]
+
+    def _read_words(self, text: str, said: Understood | None) -> tuple[str | None, Understood | None]:
+        """The language of a question if the model does not know it; what was understood, with its words respelled."""
+        asked = text if said is None else said.text
+        if self._index is None or not asked.strip():
+            return None, said
+        with self._index.catalogue.read() as reader:
+            if not reader.has_words():
+                return None, said
+            language, instead = read_words(asked, reader, self.questioner)
+        if instead:
+            respelt = with_words(asked, instead)
+            said = replace(
+                Understood(respelt) if said is None else said, text=respelt, respelled=tuple(instead.items())
+            )
+        return language, said
 
     def explain(
         self, question: str, picture: Image | str | os.PathLike[str], *, method: str | None = None

@@ -64,7 +64,8 @@ def _day(time: float | None) -> str:
 
 def hits_json(hits: Hits) -> str:
     """One JSON object: ``hits``, whether any of them is ``clear``, ``estimated_matches``, whether
-    ``nothing_else_matches``, what was ``not_reranked`` and why, or null, and what was ``understood`` of the words.
+    ``nothing_else_matches``, what was ``not_reranked`` and why, or null, what was ``understood`` of the words, or null,
+    and the ``foreign`` language that these are in, or null.
 
     Bytes of a path that are not UTF-8 come as lone surrogates, as ``os.fsdecode`` gives them.
     """
@@ -77,11 +78,12 @@ def hits_line(hits: Hits, question: str | None) -> str:
 
 
 def understood_lines(understood: Understood | None) -> list[str]:
-    """What was read out of the words of a question: ``only: 2021-06-01 to 2021-09-01``, ``without: people``."""
+    """What was read out of the words of a question: ``only: 2021-06-01 to 2021-09-01``, ``without: people``, and which
+    of them were misspelt: ``asked as "rabies" (nothing here says "rabeis")``."""
     if understood is None:
         return []
     after, before = understood.after, understood.before
-    lines = []
+    lines = [f'asked as "{better}" (nothing here says "{word}")' for word, better in understood.respelled]
     if after and before:
         lines.append(f"only: {after} to {before}")
     elif after or before:
@@ -106,6 +108,11 @@ def roughly(count: float) -> int:
     whole = round(count)
     step = 10 ** max(len(str(whole)) - 2, 0)
     return round(whole / step) * step
+
+
+def foreign_line(language: str, model: str) -> str:
+    """What to make of the answers to a question in a language that the model does not know."""
+    return f"{model} knows English; what a question in {language} means is a guess, but --exact finds its words"
 
 
 def hits_paths(hits: Sequence[Hit], *, end: bytes) -> bytes:

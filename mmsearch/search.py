@@ -236,7 +236,9 @@ class Hits(list[Hit]):
             means that nothing is as likely, and else that there was nothing to choose from.
         estimated_matches: how many items of the library match, about; 0 where words alone were asked for.
         not_reranked: what could not be reranked, why, and what to do; None if nothing was in the way or nobody asked.
-        understood: the time and the unwanted things that were read out of the words; None if there were none.
+        understood: the time and the unwanted things that were read out of the words, and which of these were misspelt;
+            None if there was nothing.
+        foreign: the language, or the script, of the words, where the model does not know it; else None.
         before: how many answers come before these: as many as were to be left out, or all there are.
     """
 
@@ -247,10 +249,12 @@ class Hits(list[Hit]):
         nothing_else_matches: bool = False,
         not_reranked: str | None = None,
         understood: Understood | None = None,
+        foreign: str | None = None,
         estimated_matches: float = 0.0,
         before: int = 0,
     ) -> None:
         super().__init__(hits)
+        self.foreign = foreign
         self.before = before
         self.understood = understood
         self.estimated_matches = estimated_matches
@@ -282,6 +286,7 @@ class Hits(list[Hit]):
             "nothing_else_matches": self.nothing_else_matches,
             "not_reranked": self.not_reranked,
             "understood": self.understood and self.understood.as_dict(),
+            "foreign": self.foreign,
         }
 
 

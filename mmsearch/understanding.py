@@ -72,13 +72,15 @@ _THINGS_IN_ING = _all_of("building ceiling clothing painting string")
 class Understood:
     """What is left to be looked for, what must not be there, and from which day on up to which, without that.
 
-    ``text`` is empty if a time is all that was asked.
+    ``text`` is empty if a time is all that was asked. ``respelled`` are the misspelt words, each with the one that is
+    looked for in its place; see ``mmsearch.spelling``.
     """
 
     text: str
     without: tuple[str, ...] = ()
     after: date | None = None
     before: date | None = None
+    respelled: tuple[tuple[str, str], ...] = ()
 
     @property
     def limits(self) -> tuple[str | None, str | None]:
@@ -88,7 +90,8 @@ class Understood:
     def as_dict(self) -> dict[str, Any]:
         """The same in plain values, for JSON."""
         after, before = self.limits
-        return {"text": self.text, "without": list(self.without), "after": after, "before": before}
+        values: dict[str, Any] = {"text": self.text, "without": list(self.without), "after": after, "before": before}
+        return values | {"respelled": dict(self.respelled)}
 
 
 class Period(NamedTuple):

@@ -338,6 +338,13 @@ def _everyday_word(word: str) -> float:
 def _common_words() -> dict[str, list[tuple[str, int]]]:
     """The most common words of English and their ranks, from 1 on, by the letters that a stem leaves as they are."""
     found: dict[str, list[tuple[str, int]]] = {}
-    for rank, word in enumerate(Path(__file__).with_name("common_words.txt").read_text(encoding="ascii").split(), 1):
+    for word, rank in common_ranks().items():
         found.setdefault(word[:_SAME], []).append((word, rank))
     return found
+
+
+@cache
+def common_ranks() -> dict[str, int]:
+    """The most common words of English, each with its rank, from 1 on."""
+    words = Path(__file__).with_name("common_words.txt").read_text(encoding="ascii").split()
+    return {word: rank for rank, word in enumerate(words, 1)}

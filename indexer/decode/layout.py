@@ -1,16 +1,19 @@
 """Reading order: the words on a page, each with its place, to paragraphs in the order in which a person reads them.
 
 Columns of prose are read one after the other, tables row by row, whatever the order in which the file draws them. What
-a page looks like is guessed from white space alone: a band of rows that share an empty gutter is columns where the text
-beside it is as long as lines of prose are, and a table otherwise. Pure: numbers and strings in, strings out.
+a page looks like is guessed from white space: a band of rows that share an empty gutter is columns where the text
+beside it is as long as lines of prose are, and a table otherwise; rows one cell of which is an amount are a table also
+where the gutter of an article runs on through them. A page that lies askew is turned straight before. Pure: numbers and
+strings in, strings out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from operator import itemgetter
 from statistics import median, median_low
 
 _GUTTER = 0.7
@@ -23,19 +26,25 @@ _PARAGRAPH = 1.55
 """The step from line to line, in the usual one, above which a new paragraph begins."""
 _SPACED = 1.8
 """The largest usual step, in heights of a line: nobody prints more widely."""
+_ASKEW = 0.2
+"""Slope above which a line is written upwards on purpose."""
 _WINDOW = 3
 """Rows that must share a gutter before a band of rows without one ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Text without a gap in it, on one line. ``top`` is above ``bottom``: y grows upwards, as in PDF, in any unit."""
+    """Text without a gap in it, on one line. ``top`` is above ``bottom``: y grows upwards, as in PDF, in any unit.
+
+    ``slope`` is by how much its line climbs for each unit to the right.
+    """
 
     text: str
     left: float
     bottom: float
     right: float
     top: float
+    slope: float = 0.0
 
     @property
     def middle(self) -> float:
@@ -61,8 +70,9 @@ def paragraphs(words: Sequence[Word]) -> list[str]:
     found: list[str] = []
     if not words:
         return found
+    words = straight(words)
     height = median(word.height for word in words)
-    for block in _blocks(list(words)):
+    for block in _blocks(words):
         step = min(_usual_step(block), _SPACED * height)
         lines: list[str] = []
         for i, line in enumerate(block):
@@ -75,20 +85,66 @@ def paragraphs(words: Sequence[Word]) -> list[str]:
     return [text for text in found if text.strip()]
 
 
+def straight(words: Sequence[Word]) -> list[Word]:
+    """The same words where they would stand if the lines, as most of their length says, did not slope."""
+    sloping = sorted((word.slope, word.right - word.left) for word in words if abs(word.slope) < _ASKEW)
+    half, slope = sum(width for _, width in sloping) / 2, 0.0
+    for one, width in sloping:
+        half, slope = half - width, one
+        if half <= 0:
+            break
+    return [_turned(word, slope) for word in words] if slope else list(words)
+
+
+def _turned(word: Word, slope: float) -> Word:
+    """A word moved up or down to where its line begins, as high as its letters without the climb of its line."""
+    climb = abs(slope) * (word.right - word.left)
+    half = max(word.height - climb, word.height / 4) / 2
+    middle = word.middle - slope * (word.left + word.right) / 2
+    return replace(word, bottom=middle - half, top=middle + half, slope=0.0)
+
+
+def is_amount(text: str) -> bool:
+    """Whether half of the letters and digits are digits, as in "EUR 14.54" and "2 x 3.20"."""
+    signs = [c for c in text if c.isalnum()]
+    return any(map(str.isdigit, signs)) and 2 * sum(map(str.isdigit, signs)) >= len(signs)
+
+
+def is_prose(lengths: Iterable[int]) -> bool:
+    """Whether lines of so many characters are lines of a column and not cells of a table."""
+    return median(lengths) >= _PROSE
+
+
 def _blocks(words: list[Word]) -> Iterator[list[_Line]]:
     """Runs of lines that belong together, in order."""
     if not words:
         return
-    height = median(word.height for word in words)
-    for band in _bands(_rows(words), _GUTTER * height):
-        inside = [word for row in band for word in row]
-        gutters = _gutters(inside, _GUTTER * height)
-        columns = _columns(inside, gutters)
-        if len(columns) > 1 and len(band) > 1 and all(_is_prose(column) for column in columns):
-            for column in columns:
+    least = _GUTTER * median(word.height for word in words)
+    for band in _bands(_rows(words), least):
+        # The gutter of the prose alone says whether an amount is a cell of a wide table or stands inside a column.
+        plain = [
+            row for row, inside in zip(band, _in_table(band, _gutters(_all(band), least)), strict=True) if not inside
+        ]
+        gutters = _gutters(_all(plain), least)
+        columns = _columns(_all(plain), gutters)
+        if len(plain) < 2 or len(columns) < 2 or not all(map(_is_prose, columns)):
+            yield _read_across(band)
+            continue
+        for is_table, part in groupby(zip(_in_table(band, gutters), band, strict=True), itemgetter(0)):
+            rows = [row for _, row in part]
+            if is_table:
+                yield _read_across(rows)
+                continue
+            for column in _columns(_all(rows), gutters):
                 yield from _blocks(column)
-        else:
-            yield [_Line(_row_text(row), row[0].middle) for row in band]
+
+
+def _all(rows: Iterable[list[Word]]) -> list[Word]:
+    return [word for row in rows for word in row]
+
+
+def _read_across(rows: Iterable[list[Word]]) -> list[_Line]:
+    return [_Line(_row_text(row), row[0].middle) for row in rows]
 
 
 def _rows(words: list[Word]) -> list[list[Word]]:
@@ -151,7 +207,26 @@ def _columns(words: list[Word], gutters: Sequence[tuple[float, float]]) -> list[
 
 
 def _is_prose(column: Sequence[Word]) -> bool:
-    return median(sum(len(word.text) for word in row) for row in _rows(list(column))) >= _PROSE
+    """Whether a column holds lines of prose, whatever the length of the labels with an amount apart among them."""
+    rows = _rows(list(column))
+    lines = [row for row in rows if len(row) == 1 or not any(is_amount(word.text) for word in row)]
+    return is_prose(sum(len(word.text) for word in row) for row in lines or rows)
+
+
+def _in_table(band: list[list[Word]], gutters: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which rows are those of a table: two with an amount in one of their cells, and the short ones close to them."""
+    cells = [[cell for cell in _columns(row, gutters) if cell] for row in band]
+    amounts = [len(row) > 1 and any(all(is_amount(word.text) for word in cell) for cell in row) for row in cells]
+    short = [len(row) > 1 and all(sum(len(word.text) for word in cell) < _PROSE for cell in row) for row in cells]
+    steps = [above[0].middle - below[0].middle for above, below in pairwise(band)]
+    near = [step <= _PARAGRAPH * median_low(steps) for step in steps]
+    inside = list(amounts)
+    for i, close in enumerate(near):
+        inside[i + 1] |= inside[i] and close and short[i + 1]
+    for i, close in reversed(list(enumerate(near))):
+        inside[i] |= inside[i + 1] and close and short[i]
+    runs = [list(run) for _, run in groupby(range(len(band)), inside.__getitem__)]
+    return [inside[i] and sum(amounts[j] for j in run) > 1 for run in runs for i in run]
 
 
 def _row_text(row: Sequence[Word]) -> str:

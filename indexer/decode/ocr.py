@@ -9,12 +9,13 @@ import importlib.util
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain, product, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from indexer.decode.layout import Word, paragraphs
+from indexer.decode.layout import Word, is_amount, is_prose, paragraphs, straight
 from indexer.decode.passages import cut
 from indexer.decode.text import Passage
 from indexer.errors import UsageError
@@ -31,10 +32,14 @@ _reading = threading.Lock()
 
 
 class Line(NamedTuple):
-    """A line of text in a picture, and its place: left, top, right, bottom as fractions of width and height."""
+    """A line of text in a picture, and its place: left, top, right, bottom as fractions of width and height.
+
+    ``slope`` is by how many pixels it climbs for each one to the right.
+    """
 
     text: str
     box: Box
+    slope: float = 0.0
 
 
 Ocr = Callable[[Image.Image], list[Line]]
@@ -64,9 +69,12 @@ def read_lines(image: Image.Image) -> list[Line]:
     for text, score, corners in zip(found.txts, found.scores, found.boxes, strict=True):
         if score < MIN_CONFIDENCE or not any(map(str.isalnum, text)):
             continue
-        places = np.clip(np.asarray(corners, dtype=np.float64) / size, 0, 1).round(4)  # (4, 2)
+        corners = np.asarray(corners, dtype=np.float64)  # (4, 2), from the upper left one on, clockwise
+        places = np.clip(corners / size, 0, 1).round(4)
         (left, top), (right, bottom) = places.min(axis=0).tolist(), places.max(axis=0).tolist()
-        lines.append(Line(" ".join(text.split()), (left, top, right, bottom)))
+        across, down = (corners[1] + corners[2] - corners[0] - corners[3]).tolist()
+        slope = round(-down / across, 4) if across > 0 else 0.0
+        lines.append(Line(" ".join(text.split()), (left, top, right, bottom), slope))
     return lines[:_LINES]
 
 
@@ -81,10 +89,12 @@ def _engine() -> Any:
 def read_picture(ocr: Ocr, image: Image.Image, capacity: int, count_tokens: Callable[[str], int]) -> list[Passage]:
     """The text in a picture: a passage for each block of lines, with the box around it."""
     passages = []
-    for block in _blocks(ocr(image)):
-        left, top, right, bottom = zip(*(line.box for line in block), strict=True)
+    lines = sorted(ocr(image), key=lambda line: (line.box[1], line.box[0]))
+    words = _words(lines, image.size)
+    for block in _blocks(straight(words)):
+        left, top, right, bottom = zip(*(lines[i].box for i in block), strict=True)
         where = Span(box=(min(left), min(top), max(right), max(bottom)))
-        text = "\n".join(paragraphs(_words(block, image.size)))
+        text = "\n".join(paragraphs([words[i] for i in block]))
         passages += [Passage(one, where, "ocr") for one in cut([text], capacity, count_tokens)]
     return passages
 
@@ -98,25 +108,53 @@ def read_page(
 
 
 def _words(lines: Sequence[Line], size: tuple[int, int]) -> list[Word]:
+    """The lines in pixels; y grows upwards."""
     width, height = size
     return [
-        Word(line.text, line.box[0] * width, -line.box[3] * height, line.box[2] * width, -line.box[1] * height)
-        for line in lines
+        Word(text, left * width, -bottom * height, right * width, -top * height, slope)
+        for text, (left, top, right, bottom), slope in lines
     ]
 
 
-def _blocks(lines: Sequence[Line]) -> list[list[Line]]:
-    """Lines that stand close together: nearer to each other than one and a half times their height."""
-    blocks: list[list[Line]] = []
-    for line in sorted(lines, key=lambda line: (line.box[1], line.box[0])):
-        touching = [block for block in blocks if any(_near(line.box, other.box) for other in block)]
-        merged = [one for block in touching for one in block] + [line]
-        blocks = [block for block in blocks if block not in touching] + [merged]
-    return sorted((sorted(block, key=lambda line: line.box[1]) for block in blocks), key=lambda block: block[0].box[1])
+def _blocks(lines: Sequence[Word]) -> list[list[int]]:
+    """The places of lines that belong together, growing: those that stand close, and the columns of a table."""
+    close = _merged(
+        [[i] for i in range(len(lines))], lines, lambda one, other: any(starmap(_near, product(one, other)))
+    )
+    return sorted(map(sorted, _merged(close, lines, _are_columns)))
 
 
-def _near(one: Box, other: Box) -> bool:
-    reach = 1.5 * min(one[3] - one[1], other[3] - other[1])
-    across = max(one[0], other[0]) - min(one[2], other[2])
-    down = max(one[1], other[1]) - min(one[3], other[3])
+def _merged(
+    groups: Sequence[list[int]], lines: Sequence[Word], together: Callable[[list[Word], list[Word]], bool]
+) -> list[list[int]]:
+    """Groups of places, those in one whose lines belong ``together``."""
+    merged: list[list[int]] = []
+    for group in groups:
+        here = [lines[i] for i in group]
+        joined = [other for other in merged if together([lines[i] for i in other], here)]
+        merged = [other for other in merged if other not in joined] + [[*chain(*joined), *group]]
+    return merged
+
+
+def _near(one: Word, other: Word) -> bool:
+    """Whether two lines stand nearer than one and a half heights above each other, or twice that beside each other."""
+    reach = 1.5 * min(one.height, other.height)
+    across = max(one.left, other.left) - min(one.right, other.right)
+    down = max(one.bottom, other.bottom) - min(one.top, other.top)
     return down <= reach and across <= 2 * reach
+
+
+def _are_columns(one: Sequence[Word], other: Sequence[Word]) -> bool:
+    """Whether two blocks are columns of one table: amounts with what stands beside them, or rows of short cells."""
+    rows = [(a, b) for a, b in product(one, other) if _on_one_line(a, b)]
+    if not rows:
+        return False
+    if any(all(is_amount(cell.text) for cell in cells) for cells in zip(*rows, strict=True)):
+        return True
+    short = not any(is_prose(len(line.text) for line in block) for block in (one, other))
+    return short and len(rows) >= max(2, min(len(one), len(other)))
+
+
+def _on_one_line(one: Word, other: Word) -> bool:
+    smaller, larger = sorted((one.height, other.height))
+    return larger <= 2 * smaller and abs(one.middle - other.middle) < 0.5 * smaller

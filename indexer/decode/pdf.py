@@ -155,14 +155,15 @@ def _words(page: PdfPage) -> list[Word]:
 
 def _runs(text: PdfTextPage) -> Iterator[Word]:
     run: list[str] = []
-    left = bottom = right = top = 0.0
+    left = bottom = right = top = slope = 0.0
+    begin = (0.0, 0.0)
     box, x, y = pdfium.FS_RECTF(), c_double(), c_double()
     for i in range(min(text.count_chars(), MAX_CHARACTERS)):
         character = _character(pdfium.FPDFText_GetUnicode(text, i))
         # PDFium puts in the spaces and line ends that a file only means; they stand nowhere.
         if not character or character.isspace() or pdfium.FPDFText_IsGenerated(text, i) == 1:
             if character in ("\r", "\n") and run:
-                yield Word("".join(run), left, bottom, right, top)
+                yield Word("".join(run), left, bottom, right, top, slope)
                 run = []
             elif run and character:
                 run.append(character if not character.isspace() else " ")
@@ -176,14 +177,16 @@ def _runs(text: PdfTextPage) -> Iterator[Word]:
         middle, before = (here[1] + here[3]) / 2, (bottom + top) / 2
         gap = here[0] - right
         if run and (gap > 0.7 * height or gap < -2 * height or abs(middle - before) > 0.5 * max(height, top - bottom)):
-            yield Word("".join(run), left, bottom, right, top)
+            yield Word("".join(run), left, bottom, right, top, slope)
             run = []
         if not run:
             left, bottom, right, top = here
+            begin = (x.value, y.value)
+        slope = (y.value - begin[1]) / (x.value - begin[0]) if x.value > begin[0] else 0.0
         run.append(character)
         right, bottom, top = max(right, here[2]), min(bottom, here[1]), max(top, here[3])
     if run:
-        yield Word("".join(run), left, bottom, right, top)
+        yield Word("".join(run), left, bottom, right, top, slope)
 
 
 def _character(code: int) -> str:

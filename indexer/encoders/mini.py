@@ -171,6 +171,8 @@ class MiniEncoder:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text``, special tokens counted, also those beyond ``max_tokens``."""
+        if len(text) <= MAX_TOKENS - 2:  # a word of a question, which waits for no library
+            return len(self.token_ids([text])[0])
         return len(self._tokenizer.encode(text).ids)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:

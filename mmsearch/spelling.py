@@ -1,0 +1,164 @@
+"""Misspelt words of a question: which ones nobody knows, and what they are one slip away from.
+
+A slip is a letter too many, one too few, a wrong one, or two in the wrong order (Damerau, "A technique for computer
+detection and correction of spelling errors", CACM 1964: four in five misspellings). A word is asked as another only
+where nothing knows it: no text, name or folder here, no list of common words, and not the model, to which it is no
+single token. What it becomes stands in the index, or is a common word. Names and codes are left as they are: nothing
+with a capital or a digit in it, in quotes, or shorter than four letters.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+from indexer.encoders import Encoder
+from indexer.reader import Reader
+from indexer.words import MARKS, match_all, match_any, tokens
+from mmsearch.language import foreign, is_english_only
+from mmsearch.words import common_ranks
+
+SHORTEST = 4
+"""Letters of a word that may be misspelt; shorter ones are too near to each other."""
+LONGEST = 30
+_UNIQUE = 4
+"""Letters of a word up to which it must be near to one other word only: "hund" is a slip away from a dozen."""
+_SAMPLE = 200
+"""Passages, and names, in which the words one slip away are looked for."""
+_QUOTED = re.compile(r'("[^"]*")')
+_ENDINGS = (
+    ("ies", "y"),
+    ("es", ""),
+    ("s", ""),
+    ("ed", ""),
+    ("ed", "e"),
+    ("ing", ""),
+    ("ing", "e"),
+    ("er", ""),
+    ("ly", ""),
+)
+_DOUBLE = re.compile(r"(.)\1(ed|ing|er)")
+
+
+def read_words(question: str, reader: Reader, encoder: Encoder) -> tuple[str | None, dict[str, str]]:
+    """The language of a question, if it is one that the model does not know, and else its misspelt words; see
+    ``mmsearch.language.foreign`` and ``respelled``."""
+    if is_english_only(encoder.name):
+
+        def is_english(word: str) -> bool:
+            return in_english(word) or model_knows(encoder, word)
+
+        language = foreign(question, is_english, lambda word: in_index(reader, word))
+        if language is not None:
+            return language, {}
+    return None, respelled(question, reader, encoder)
+
+
+def respelled(question: str, reader: Reader, encoder: Encoder) -> dict[str, str]:
+    """The words of ``question`` that nobody knows, each with the word that it is asked as; empty if there is none."""
+    found: dict[str, str] = {}
+    for word in dict.fromkeys(_candidates(question)):
+        if not (in_english(word) or model_knows(encoder, word) or in_index(reader, word)):
+            better = _best(word, reader)
+            if better is not None:
+                found[word] = better
+    return found
+
+
+def with_words(question: str, instead: dict[str, str]) -> str:
+    """The question with some of its words instead of others; what is in quotes stays.
+
+    >>> with_words('vaccinated against rabeis, "rabeis"', {"rabeis": "rabies"})
+    'vaccinated against rabies, "rabeis"'
+    """
+    parts = _QUOTED.split(question)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"\w+", lambda match: instead.get(match[0], match[0]), parts[i])
+    return "".join(parts)
+
+
+def in_english(word: str) -> bool:
+    """Whether a word is a common one of English, or a form of one."""
+    return any(form in common_ranks() for form in _forms(word))
+
+
+def model_knows(encoder: Encoder, word: str) -> bool:
+    """Whether a word, or what it is a form of, is a single token to the model."""
+    empty = encoder.count_tokens("")
+    return any(encoder.count_tokens(form) <= empty + 1 for form in _forms(word))
+
+
+def in_index(reader: Reader, word: str) -> bool:
+    """Whether a text, a name or a folder holds a word in any of its forms."""
+    match = match_all([tuple(tokens(word))])
+    return bool(len(reader.texts_with(match, 1)) or len(reader.names_with(match, 1)))
+
+
+def one_slip(word: str) -> set[str]:
+    """All that is one slip away from a word of plain small letters.
+
+    >>> sorted(one_slip("ab"))[:4], len(one_slip("ab"))
+    (['a', 'aa', 'aab', 'aba'], 129)
+    """
+    cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    deleted = {a + b[1:] for a, b in cuts if b}
+    swapped = {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
+    changed = {a + c + b[1:] for a, b in cuts if b for c in string.ascii_lowercase}
+    inserted = {a + c + b for a, b in cuts for c in string.ascii_lowercase}
+    return (deleted | swapped | changed | inserted) - {word}
+
+
+def _candidates(question: str) -> Iterable[str]:
+    """The words that may be misspelt."""
+    for part in _QUOTED.split(question.translate(MARKS))[::2]:
+        for joined in part.split():
+            word = joined.strip(",.;:?!()")
+            if SHORTEST <= len(word) <= LONGEST and word.isascii() and word.isalpha() and word.islower():
+                yield word
+
+
+def _best(word: str, reader: Reader) -> str | None:
+    """The word one slip away that is the most frequent here, then in English; None where two are equally good."""
+    near = {one for one in one_slip(word) if len(one) >= SHORTEST - 1}
+    here = _surfaces(near, reader)
+    ranks = common_ranks()
+    order = sorted(
+        ((-_count(one, reader) if one in here else 0, ranks.get(one, len(ranks) + 1)), one)
+        for one in near
+        if one in here or one in ranks
+    )
+    if not order or (len(order) > 1 and (order[0][0] == order[1][0] or len(word) <= _UNIQUE)):
+        return None
+    return order[0][1]
+
+
+def _surfaces(near: set[str], reader: Reader) -> set[str]:
+    """Those words that stand as they are in some of the texts and names that hold them or another of their forms."""
+    said: Counter[str] = Counter()
+    for text in reader.some_texts(match_any(sorted(near)), _SAMPLE):
+        said.update(set(tokens(_plain(text))) & near)
+    return set(said)
+
+
+def _count(word: str, reader: Reader) -> int:
+    match = match_all([(word,)])
+    return len(reader.texts_with(match)) + len(reader.names_with(match))
+
+
+def _plain(text: str) -> str:
+    """A text as FTS5 compares it: small letters without marks."""
+    return "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
+
+
+def _forms(word: str) -> Iterable[str]:
+    """A word, and what it may be a form of."""
+    yield word
+    for ending, instead in _ENDINGS:
+        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= SHORTEST - 1:
+            yield word.removesuffix(ending) + instead
+    doubled = _DOUBLE.search(word)
+    if doubled and doubled.end() == len(word):
+        yield word[: doubled.start() + 1]
