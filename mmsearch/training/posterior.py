@@ -24,7 +24,8 @@ from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
 from indexer.errors import UsageError
 from indexer.types import Modality
-from mmsearch.datasets import Captioned
+from mmsearch.datasets import Captioned, open_dataset
+from mmsearch.datasets.model import KIND_OF
 from mmsearch.evaluation.everyday import AGREE, Judge, Question
 from mmsearch.evaluation.gallery import Progress, indexed
 from mmsearch.evaluation.kinds import everyday_kinds
@@ -34,7 +35,7 @@ from mmsearch.posterior import Posterior
 from mmsearch.query import Query
 from mmsearch.rerank.load import load_reranker
 
-SIZES = (50, 250, 1000)
+SIZES = (12, 50, 250, 1000)
 SHARES = {"present": 0.5, "absent": 0.15, "captions": 0.35}
 """What questions of each role count for, of all that are asked of libraries of one size: people mostly ask for what
 they have."""
@@ -81,6 +82,19 @@ def fit_posterior(
         for one in observe(encoder, some, number, rerank=rerank, sizes=sizes, seed=seed, cache=cache, progress=progress)
     ]
     return fitted(observed)
+
+
+def read_data(named: str) -> Captioned:
+    """The pictures of ``FOLDER:SPLIT``, or those of ``FOLDER``: of all its splits but the one for tests.
+
+    Raises:
+        UsageError: there is no such data, or no such split.
+    """
+    folder, colon, split = named.rpartition(":")
+    if colon and not Path(named).exists():
+        return open_dataset(Path(folder)).split(split)
+    splits = [part for name, part in open_dataset(Path(named)).splits.items() if KIND_OF.get(name) != "test"]
+    return Captioned([p for part in splits for p in part.pictures], [c for part in splits for c in part.captions])
 
 
 def observe(
