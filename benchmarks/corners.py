@@ -26,16 +26,16 @@ PHOTOS = Path(__file__).resolve().parent.parent / "samples" / "photos"
 SIZE, THING, EDGE = 480, 200, 20
 """Pixels a side of a picture and of a thing in it, and between the thing and the edges."""
 THINGS = {
-    "a dog": ("animals/dog.jpg", (60, 40, 480, 512)),
-    "a cat": ("animals/cat.jpg", (90, 0, 390, 300)),
-    "a goldfish": ("animals/goldfish.jpg", (0, 10, 460, 470)),
-    "a parrot": ("animals/parrot.jpg", (72, 62, 512, 502)),
-    "a panda": ("animals/panda.jpg", (130, 10, 510, 390)),
-    "a sunflower": ("things/sunflower.jpg", (40, 30, 480, 470)),
-    "a football": ("things/football.jpg", (270, 140, 512, 480)),
-    "a hot air balloon": ("vehicles/balloon.jpg", (80, 60, 420, 440)),
-    "a car": ("vehicles/car.jpg", (0, 130, 420, 450)),
-    "a cup of coffee": ("food/coffee.jpg", (80, 0, 480, 400)),
+    "a dog": ("IMG_0045.jpg", (60, 40, 480, 512)),
+    "a cat": ("IMG_0013.jpg", (90, 0, 390, 300)),
+    "a goldfish": ("IMG_0028.jpg", (0, 10, 460, 470)),
+    "a parrot": ("IMG_0043.jpg", (72, 62, 512, 502)),
+    "a panda": ("IMG_0034.jpg", (130, 10, 510, 390)),
+    "a sunflower": ("IMG_0008.jpg", (40, 30, 480, 470)),
+    "a football": ("IMG_0025.jpg", (270, 140, 512, 480)),
+    "a hot air balloon": ("IMG_0009.jpg", (80, 60, 420, 440)),
+    "a car": ("IMG_0046.jpg", (0, 130, 420, 450)),
+    "a cup of coffee": ("IMG_0017.jpg", (80, 0, 480, 400)),
 }
 """Each with its photograph, and where in it the thing is: left, top, right, bottom."""
 CORNERS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}

@@ -21,7 +21,7 @@ COMMANDS = (
     "mmsearch index samples",
     'mmsearch query "a golden retriever with its tongue out" -k 3',
     'mmsearch query "an animal in the snow" --not "a tiger" --kind image -k 2',
-    "mmsearch query --image samples/photos/animals/cat.jpg -k 3",
+    "mmsearch query --image samples/photos/IMG_0013.jpg -k 3",
 )
 
 

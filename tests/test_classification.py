@@ -222,10 +222,10 @@ class TestCommand:
         pytest.importorskip("matplotlib")
         photos = SAMPLES / "photos"
         for name, picture in {
-            "cat": "animals/cat.jpg",
-            "cat ": "animals/tabby-cat.jpg",
-            "car": "vehicles/car.jpg",
-            "hot-air balloon": "vehicles/balloon.jpg",
+            "cat": "IMG_0013.jpg",
+            "cat ": "IMG_0036.jpg",
+            "car": "IMG_0046.jpg",
+            "hot-air balloon": "IMG_0009.jpg",
         }.items():
             target = tmp_path / "classes" / name.strip()
             target.mkdir(parents=True, exist_ok=True)

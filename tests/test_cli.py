@@ -137,13 +137,13 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("question", "name"),
     [
-        ("a polar bear", "polar-bear.jpg"),
-        ("a car", "car.jpg"),
-        ("a golden retriever with its tongue out", "dog.jpg"),
-        ("a bridge at night", "bridge-at-night.jpg"),
-        ("a hot air balloon", "balloon.jpg"),
-        ("sushi", "sushi.heic"),
-        ("a parrot", "parrot.jpg"),
+        ("a polar bear", "IMG_0030.jpg"),
+        ("a car", "IMG_0046.jpg"),
+        ("a golden retriever with its tongue out", "IMG_0045.jpg"),
+        ("a bridge at night", "IMG_0010.jpg"),
+        ("a hot air balloon", "IMG_0009.jpg"),
+        ("sushi", "IMG_0035.heic"),
+        ("a parrot", "IMG_0043.jpg"),
     ],
 )
 def test_words_find_the_photograph(samples_index: Path, question: str, name: str) -> None:
@@ -160,17 +160,17 @@ def test_words_find_the_passage(samples_index: Path) -> None:
 def test_pictures_and_texts_share_one_list(samples_index: Path) -> None:
     hits = ask(samples_index, "a golden retriever with its tongue out", "-k", "4")
     assert {hit["kind"] for hit in hits} == {"image", "text"}
-    assert "dog.jpg" in {Path(str(hit["path"])).name for hit in hits}
+    assert "IMG_0045.jpg" in {Path(str(hit["path"])).name for hit in hits}
     scores = [float(str(hit["score"])) for hit in hits]
     assert scores == sorted(scores, reverse=True)
 
 
 def test_a_picture_finds_itself_stored_otherwise_and_its_caption(samples_index: Path, tmp_path: Path) -> None:
     """The photograph, half as large, as PNG: first the photograph, and among the texts its caption."""
-    with Image.open(SAMPLES / "photos" / "animals" / "tiger-in-snow.jpg") as image:
+    with Image.open(SAMPLES / "photos" / "IMG_0031.jpg") as image:
         image.reduce(2).save(tmp_path / "question.png")
     best = ask(samples_index, "--image", tmp_path / "question.png", "-k", "1")[0]
-    assert Path(str(best["path"])).name == "tiger-in-snow.jpg"
+    assert Path(str(best["path"])).name == "IMG_0031.jpg"
     words = ask(samples_index, "--image", tmp_path / "question.png", "--kind", "text", "-k", "1")[0]
     assert "tiger" in str(words["text"])
 
@@ -179,7 +179,7 @@ def test_the_rotated_photograph_is_found_as_it_is_meant_to_be_seen(samples_index
     """Its pixels lie on their side and an EXIF tag says so; the upright pixels without a tag are the same picture."""
     from PIL import ImageOps
 
-    stored = SAMPLES / "photos" / "animals" / "two-white-dogs.jpg"
+    stored = SAMPLES / "photos" / "IMG_0014.jpg"
     with Image.open(stored) as image:
         assert image.getexif()[0x0112] == 6
         ImageOps.exif_transpose(image).save(tmp_path / "upright.png")
@@ -197,32 +197,31 @@ def test_the_rotated_photograph_is_found_as_it_is_meant_to_be_seen(samples_index
 
 def test_table(samples_index: Path) -> None:
     run = mmsearch("query", "a polar bear", "-k", "2", "--no-rerank", "--index", samples_index, cwd=SAMPLES)
-    first = run.stdout.splitlines()[0].split()
-    assert first[1:] == ["image", "photos/animals/polar-bear.jpg"]
-    assert 0 < float(first[0]) <= 1
-    assert run.stderr == ""
+    percent, word, *rest = run.stdout.splitlines()[0].split()
+    assert rest == ["image", "photos/IMG_0030.jpg"]
+    assert 0 < int(percent.removesuffix("%")) < 100 and word in ("clear", "likely", "weak")
 
 
 def test_paths_for_xargs(samples_index: Path) -> None:
     run = mmsearch("query", "a polar bear", "--kind", "image", "-k", "2", "--paths", "--index", samples_index)
-    assert run.stdout.splitlines()[0] == str(SAMPLES / "photos" / "animals" / "polar-bear.jpg")
+    assert run.stdout.splitlines()[0] == str(SAMPLES / "photos" / "IMG_0030.jpg")
     nul = mmsearch("query", "a polar bear", "--kind", "image", "-k", "2", "--paths", "-0", "--index", samples_index)
     assert nul.stdout.split("\0") == [*run.stdout.splitlines(), ""]
 
 
 def test_filters_on_the_command_line(samples_index: Path) -> None:
-    food = SAMPLES / "photos" / "food"
-    hits = ask(samples_index, "an animal", "--under", food, "-k", "100")
-    assert {Path(str(hit["path"])).parent for hit in hits} == {food}
+    texts = SAMPLES / "texts"
+    hits = ask(samples_index, "an animal", "--under", texts, "-k", "100")
+    assert {Path(str(hit["path"])).parent for hit in hits} == {texts}
     assert {hit["kind"] for hit in ask(samples_index, "an animal", "--kind", "text", "-k", "50")} == {"text"}
 
 
 def test_the_unwanted_is_not_among_the_first(samples_index: Path) -> None:
     question = ["an animal in the snow", "--kind", "image", "-k", "2"]
     names = {Path(str(hit["path"])).name for hit in ask(samples_index, *question)}
-    assert names == {"polar-bear.jpg", "tiger-in-snow.jpg"}
+    assert names == {"IMG_0030.jpg", "IMG_0031.jpg"}
     names = {Path(str(hit["path"])).name for hit in ask(samples_index, *question, "--not", "a tiger")}
-    assert "polar-bear.jpg" in names and "tiger-in-snow.jpg" not in names
+    assert "IMG_0030.jpg" in names and "IMG_0031.jpg" not in names
 
 
 def test_the_same_question_twice_gives_the_same_bytes(samples_index: Path) -> None:
@@ -303,11 +302,11 @@ def test_weights_that_are_not_here_and_cannot_be_had(tmp_path: Path) -> None:
 def test_remove_verify_compact(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    for name in ("cat.jpg", "dog.jpg"):
-        (photos / name).write_bytes((SAMPLES / "photos" / "animals" / name).read_bytes())
+    for name in ("IMG_0013.jpg", "IMG_0045.jpg"):
+        (photos / name).write_bytes((SAMPLES / "photos" / name).read_bytes())
     index = ["--index", str(tmp_path / "index")]
     assert mmsearch("index", photos, *index).stdout.startswith("2 added")
-    run = mmsearch("remove", photos / "cat.jpg", *index)
+    run = mmsearch("remove", photos / "IMG_0013.jpg", *index)
     assert (run.returncode, run.stdout) == (0, "1 files removed from the index\n")
     assert mmsearch("verify", *index).stdout == "1 vectors checked: all sound\n"
     assert mmsearch("compact", *index).stdout.endswith("MB given back\n")
@@ -340,7 +339,7 @@ def test_open_hands_the_best_answer_to_its_program(samples_index: Path, monkeypa
     monkeypatch.setattr("typer.launch", opened.append)
     arguments = ["query", "a polar bear", "--kind", "image", "--open", "--index", str(samples_index)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert opened == [str(SAMPLES / "photos" / "animals" / "polar-bear.jpg")]
+    assert opened == [str(SAMPLES / "photos" / "IMG_0030.jpg")]
 
 
 def test_a_bad_file_is_a_line_on_stderr(tmp_path: Path) -> None:

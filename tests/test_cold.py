@@ -74,7 +74,7 @@ finally:
 def mini_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two photographs and a text."""
     folder = tmp_path_factory.mktemp("mini")
-    for path in ("photos/animals/cat.jpg", "photos/animals/dog.jpg"):
+    for path in ("photos/IMG_0013.jpg", "photos/IMG_0045.jpg"):
         (folder / "files").mkdir(exist_ok=True)
         shutil.copy(SAMPLES / path, folder / "files")
     (folder / "files" / "note.txt").write_text("a cat and a dog\n")
@@ -95,7 +95,7 @@ def noted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_question_in_plain_words_imports_what_it_needs(mini_index: Path) -> None:
     run, modules = ask(mini_index, "a cat", "-k", "1", "--kind", "image")
-    assert "cat.jpg" in run.stdout
+    assert "IMG_0013.jpg" in run.stdout
     assert modules & NEVER == set()
     assert "mmsearch.rerank.fusion_numpy" in modules  # the reranker has looked
 
@@ -168,7 +168,7 @@ def test_other_weights_under_the_same_name_are_refused_by_a_picture(tmp_path: Pa
     with mmsearch.open(tmp_path / "index") as library:
         assert library.query("a dog", k=1)[0].key == "dog"  # the words are read as they were
         with pytest.raises(ModelMismatch, match="other weights"):
-            library.query(image=SAMPLES / "photos/animals/cat.jpg")
+            library.query(image=SAMPLES / "photos/IMG_0013.jpg")
 
 
 # -- many questions ----------------------------------------------------------------------------------------------------
@@ -181,12 +181,12 @@ def test_many_questions_from_a_pipe(mini_index: Path) -> None:
     assert run.returncode == 0, run.stderr
     answers = [json.loads(line) for line in run.stdout.splitlines()]
     assert [(one["question"], Path(one["hits"][0]["path"]).name) for one in answers] == [
-        ("a cat", "cat.jpg"),
-        ("a dog", "dog.jpg"),
+        ("a cat", "IMG_0013.jpg"),
+        ("a dog", "IMG_0045.jpg"),
     ]
     run = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120)
     heads = run.stdout.splitlines()
-    assert heads[::2] == ["a cat:", "a dog:"] and "cat.jpg" in heads[1] and "dog.jpg" in heads[3]
+    assert heads[::2] == ["a cat:", "a dog:"] and "IMG_0013.jpg" in heads[1] and "IMG_0045.jpg" in heads[3]
     run = subprocess.run([*command, "--open"], input="", capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stderr) == (2, "mmsearch: --open goes with one question\n")
 
@@ -221,10 +221,10 @@ def test_a_shell_prompts_and_ctrl_d_leaves_it(mini_index: Path) -> None:
 
     until(PROMPT)
     os.write(ours, b"a cat\n")
-    until("cat.jpg")
+    until("IMG_0013.jpg")
     until(PROMPT)
     os.write(ours, b"a dog\n")
-    until("dog.jpg")
+    until("IMG_0045.jpg")
     until(PROMPT)
     os.write(ours, b"\x04")
     assert process.wait(timeout=60) == 0

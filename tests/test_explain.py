@@ -44,7 +44,7 @@ from mmsearch.rerank.overlay import coloured, draw, heated
 pytestmark = pytest.mark.slow(reason="runs the command as a process")
 
 ROOT_2, HALF = math.sqrt(2), math.sqrt(0.5)
-DOG = SAMPLES / "photos" / "animals" / "dog.jpg"
+DOG = SAMPLES / "photos" / "IMG_0045.jpg"
 CORNERS = runpy.run_path(str(ROOT / "benchmarks" / "corners.py"))
 
 

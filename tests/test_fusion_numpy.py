@@ -122,7 +122,7 @@ def test_photographs_and_words_in_both(tmp_path: Path) -> None:
     encoder, reranker = MiniEncoder("cpu"), FusionReranker(MINI)
     export._write_onnx(tmp_path / "twin.onnx", shipped())
     pixels = []
-    for name in ("animals/cat.jpg", "animals/parrot.jpg", "vehicles/balloon.jpg"):
+    for name in ("IMG_0013.jpg", "IMG_0043.jpg", "IMG_0009.jpg"):
         with Image.open(SAMPLES / "photos" / name) as photograph:
             pixels.append(encoder.prepare(photograph.convert("RGB")))
     tokens = reranker.compressor.compress(encoder.encode_prepared_patches(np.stack(pixels))[1])

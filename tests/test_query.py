@@ -11,7 +11,7 @@ from PIL import Image
 from indexer.errors import UsageError
 from indexer.records import Filter
 from indexer.types import Modality
-from mmsearch.query import Query, least_shown, parse_query, parse_time
+from mmsearch.query import Query, parse_query, parse_time
 
 
 def test_words_are_trimmed_and_nothing_else_is_set() -> None:
@@ -35,29 +35,6 @@ def test_everything_at_once() -> None:
     )
     where = Filter((os.path.abspath("photos"),), 1609459200.0, 1640995200.0)
     assert query == Query("at night", image, ("people",), (Modality.IMAGE, Modality.TEXT), where, 0.5, 0.25, False, 7)
-
-
-@pytest.mark.parametrize(
-    ("min_prob", "match", "best", "items", "least"),
-    [
-        (None, None, 0.9, 5000, 0.0),
-        (0.3, None, 0.1, 5000, 0.3),
-        (None, 0.09, 0.0899, 1000, float("inf")),
-        (None, 0.09, 0.09, 1000, 0.09 / 0.91 / 100 / (1 + 0.09 / 0.91 / 100)),
-        (None, 0.09, 0.5, 5000, 1 / 101),
-        (None, 0.09, 0.99, 5000, 0.09),
-        (None, 0.09, 1.0, 5000, 0.09),
-        (0.05, 0.09, 0.5, 5000, 0.05),
-        (None, 0.5, 0.3333, 500, float("inf")),  # odds of 1 : 2 are needed among half as many
-        (None, 0.5, 0.3334, 500, 0.3334 / 0.6666 / 100 / (1 + 0.3334 / 0.6666 / 100)),
-        (None, 0.5, 0.1378, 3, float("inf")),  # 160 : 1,000, or 0.1379, however few they are
-        (None, 0.5, 0.9, 3, 9 / 109),
-    ],
-)
-def test_how_likely_an_answer_must_be_beside_the_best(
-    min_prob: float | None, match: float | None, best: float, items: int, least: float
-) -> None:
-    assert least_shown(Query("a cat", min_prob=min_prob, match=match), best, items) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", "\n"])

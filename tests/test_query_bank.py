@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import mmsearch
 from indexer.errors import ModelError
 from indexer.types import Modality
-from mmsearch.rerank.bank import TEMPERATURE, QueryBank
+from mmsearch.rerank.bank import TEMPERATURES, QueryBank
 from mmsearch.rerank.fusion_onnx import FusionReranker
 
 QUESTIONS = ["red", "green", "a green and red thing", "blue"]
@@ -49,14 +49,16 @@ def test_nearness_is_the_logarithm_of_the_mean_of_exponentials() -> None:
     bank, vectors = rng.normal(size=(7, 5)).astype(np.float16) / 3, rng.normal(size=(4, 5)) / 3
     found = QueryBank({Modality.TEXT: bank, Modality.IMAGE: bank[:2]}).nearness(vectors, Modality.TEXT)
     for value, vector in zip(found, vectors, strict=True):
-        plain = math.log(sum(math.exp(TEMPERATURE * float(row @ vector)) for row in bank) / 7) / TEMPERATURE
+        sharp = TEMPERATURES[Modality.TEXT]
+        plain = math.log(sum(math.exp(sharp * float(row @ vector)) for row in bank) / 7) / sharp
         assert value == pytest.approx(plain, abs=1e-6)
 
 
 def test_nearness_of_large_products_is_finite() -> None:
-    """exp(20 · 100) is no float; next to the largest product the others count for nothing."""
+    """exp(14 · 100) is no float; next to the largest product the others count for nothing."""
     bank = QueryBank({Modality.TEXT: np.array([[100.0], [1.0]]), Modality.IMAGE: np.array([[1.0]])})
-    assert bank.nearness(np.ones((1, 1)), Modality.TEXT)[0] == pytest.approx(100 - math.log(2) / TEMPERATURE, abs=1e-4)
+    nearness = bank.nearness(np.ones((1, 1)), Modality.TEXT)[0]
+    assert nearness == pytest.approx(100 - math.log(2) / TEMPERATURES[Modality.TEXT], abs=1e-4)
 
 
 def test_a_picture_that_answers_every_question_stands_behind_one_that_answers_this(tmp_path: Path) -> None:

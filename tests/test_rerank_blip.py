@@ -41,7 +41,7 @@ from mmsearch.rerank.load import load_reranker
 
 pytestmark = pytest.mark.slow(reason="loads models of transformers in processes of their own")
 
-PHOTOGRAPHS = ("animals/parrot.jpg", "vehicles/balloon.jpg", "animals/polar-bear.jpg")
+PHOTOGRAPHS = ("IMG_0043.jpg", "IMG_0009.jpg", "IMG_0030.jpg")
 WORDS = ["a red parrot", "bear", "the balloon and the blue and the red and the green and the bear of a parrot", ""]
 
 

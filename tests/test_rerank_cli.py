@@ -14,7 +14,7 @@ from test_cli import loaded_by, mmsearch
 
 from indexer.encoders.mini import MiniEncoder
 
-PHOTOGRAPHS = ("animals/parrot.jpg", "vehicles/balloon.jpg", "animals/polar-bear.jpg")
+PHOTOGRAPHS = ("IMG_0043.jpg", "IMG_0009.jpg", "IMG_0030.jpg")
 
 
 @pytest.fixture(scope="module")
