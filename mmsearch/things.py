@@ -51,9 +51,9 @@ def thing_of(item: Item) -> Hashable:
 
 
 def things(pieces: Iterable[Scored]) -> list[Thing]:
-    """Each thing once, best first; ties to the smaller item."""
+    """Each thing once, best first; ties to what is seen, then to the smaller item."""
     found: dict[Hashable, Thing] = {}
-    for piece in sorted(pieces, key=lambda one: (-one.score, one.item.id)):
+    for piece in sorted(pieces, key=lambda one: (-one.score, one.item.modality not in VISUAL, one.item.id)):
         key = thing_of(piece.item)
         thing = found.get(key) or Thing(piece, None, None)
         worded = thing.worded or (piece.item if piece.item.text is not None else None)
