@@ -8,7 +8,7 @@ This is the only module that imports sqlalchemy, and it does the writing; what i
     assets         a file, or an object added from memory
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
     ocr_read       assets in whose pictures text was looked for, whether or not there is any
-    pictures       how large a picture is, and its perceptual hash; in an older index once it is indexed again
+    pictures       how large a picture is, and its perceptual hashes; in an older index once it is indexed again
     skipped        a file that could not be read, with the reason; not tried again until it changes
     roots          the files and folders that were indexed as such, none below another; an older index knows them only
                    once it is indexed again
@@ -117,6 +117,7 @@ PICTURES = sa.Table(
     sa.Column("width", sa.Integer, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
     sa.Column("phash", sa.BigInteger),
+    sa.Column("detail", sa.LargeBinary(32)),
 )
 SKIPPED = sa.Table(
     "skipped",
@@ -315,8 +316,8 @@ class Writer(Reader):
     def put_likeness(self, asset_id: int, likeness: Likeness) -> None:
         """Say how the picture in an asset looks, of which it was not said before."""
         phash = None if likeness.phash is None else signed(likeness.phash)
-        values = {"asset_id": asset_id, "width": likeness.width, "height": likeness.height, "phash": phash}
-        self._connection.execute(_PUT_LIKENESS, values)
+        values = {"asset_id": asset_id, "phash": phash, "detail": likeness.detail}
+        self._connection.execute(_PUT_LIKENESS, values | {"width": likeness.width, "height": likeness.height})
 
     def change_asset(self, asset_id: int, asset: Asset) -> None:
         """Give an asset another path or stamp; its items stay as they are."""

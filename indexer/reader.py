@@ -46,6 +46,7 @@ BUSY_SECONDS = 30
 _NAME_WEIGHT = 4.0
 """Of a word in the name of a file, where one in the names of its folders weighs 1."""
 _ASSET = 'id, path, "key", modality, size, mtime_ns, digest, taken, metadata'
+_LIKENESS = "width, height, phash, detail"
 _PLACE = 'first_line, last_line, page, start, "end", best, box'
 """Where in its file an item stands; see ``_span``."""
 _OLD_PLACE = "first_line, last_line, NULL, NULL, NULL, NULL, NULL"
@@ -223,7 +224,7 @@ class Reader:
         """How the pictures in these assets look, by number; those of which it is known."""
         found: dict[int, Likeness] = {}
         for chunk in chunks(asset_ids) if self.knows_pictures() else ():
-            query = f"SELECT asset_id, width, height, phash FROM pictures WHERE asset_id IN {_marks(chunk)}"
+            query = f"SELECT asset_id, {_LIKENESS} FROM pictures WHERE asset_id IN {_marks(chunk)}"
             found.update((asset_id, _likeness(columns)) for asset_id, *columns in self._all(query, chunk))
         return found
 
@@ -231,7 +232,7 @@ class Reader:
         """The pictures whose perceptual hash has one of ``values`` as its part ``BANDS[number]``, by asset."""
         found: dict[int, Likeness] = {}
         for chunk in chunks(values) if self.knows_pictures() else ():
-            query = f"SELECT asset_id, width, height, phash FROM pictures WHERE ({BANDS[number]}) IN {_marks(chunk)}"
+            query = f"SELECT asset_id, {_LIKENESS} FROM pictures WHERE ({BANDS[number]}) IN {_marks(chunk)}"
             found.update((asset_id, _likeness(columns)) for asset_id, *columns in self._all(query, chunk))
         return found
 
@@ -251,7 +252,7 @@ class Reader:
     def picture_rows(self, asset_ids: Sequence[int]) -> dict[int, int]:
         """The row of the vector of each of these assets that is a picture."""
         rows: dict[int, int] = {}
-        query = 'SELECT asset_id, "row" FROM items WHERE ordinal = 0 AND modality = \'image\' AND asset_id IN '
+        query = "SELECT asset_id, \"row\" FROM items WHERE ordinal = 0 AND modality = 'image' AND asset_id IN "
         for chunk in chunks(asset_ids):
             rows.update(self._all(query + _marks(chunk), chunk))
         return rows
@@ -550,8 +551,8 @@ def signed(number: int) -> int:
 
 
 def _likeness(columns: Sequence[Any]) -> Likeness:
-    width, height, phash = columns
-    return Likeness(width, height, None if phash is None else phash % (1 << 64))
+    width, height, phash, detail = columns
+    return Likeness(width, height, None if phash is None else phash % (1 << 64), detail)
 
 
 def _asset(row: Sequence[Any]) -> Asset:

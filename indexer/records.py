@@ -78,15 +78,15 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """How a picture looks, in little: its size in pixels, upright, and its perceptual hash of 64 bits.
+    """How a picture looks, in little: its size in pixels, upright, and its perceptual hashes, of 64 and of 256 bits.
 
-    ``phash`` is None for a picture that is too plain, or too small, to be known by one; see
-    ``indexer.decode.likeness``.
+    Both are None for a picture that is too plain, or too small, to be known by one; see ``indexer.decode.likeness``.
     """
 
     width: int
     height: int
     phash: int | None
+    detail: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from indexer.reader import Reader
 from indexer.records import PieceRow
 from indexer.types import Modality
 from indexer.words import Phrase, available, match_all, phrases
+from mmsearch.copies import collapse
 from mmsearch.moments import merge, videos_beside, with_videos
 from mmsearch.query import Query
 from mmsearch.things import Scored, Thing, things
@@ -55,7 +56,7 @@ def find_exact(snapshot: Snapshot, query: Query, k: int) -> list[Thing]:
             for row, item in reader.items_at(modality, list(rows)).items():
                 found.append(Scored(scores[rows[row]] / scores[pieces[0].id], item))
         videos = videos_beside(reader, (one.item for one in found))
-        complete = things(merge(with_videos(found, videos), query.moments))
+        complete = collapse(reader, query, things(merge(with_videos(found, videos), query.moments)), k)
         if len(complete) >= k:
             break
     return complete[:k]

@@ -56,6 +56,8 @@ class Query:
     """Whether words alone count: an answer holds all of them, and no model takes part."""
     moments: int = 1
     """How many moments of one video may be among the answers."""
+    collapse: bool = True
+    """Whether copies of one file are one answer."""
 
 
 def parse_query(
@@ -73,6 +75,7 @@ def parse_query(
     candidates: int | None = None,
     exact: bool = False,
     moments: int = 1,
+    collapse: bool = True,
 ) -> Query:
     """Check what was asked and put it into one form.
 
@@ -117,6 +120,7 @@ def parse_query(
         candidates,
         exact,
         moments,
+        collapse,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from indexer.index import Index, Snapshot
 from indexer.types import VISUAL, Box, Item, Modality, Span
 from mmsearch import moments
 from mmsearch.calibration import Calibration, line_for, probability
+from mmsearch.copies import collapse
 from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.query import Query, least_shown
 from mmsearch.rerank import PictureSide, Reranker, TextSide
@@ -59,10 +60,14 @@ class Hit:
     """The best piece of text among what was found of it: words in a picture, say, or those of a page."""
     picture: Path | None = None
     """The picture that this text, in a file of its own, is the caption of."""
+    copies: tuple[str, ...] = ()
+    """The paths, or the keys, of other files that are the same: with equal bytes, or a picture that was saved, resized
+    or encoded again."""
 
     def __reduce__(self) -> tuple[type[Hit], tuple[Any, ...]]:
         """A copy that leaves the process, which the searcher cannot, cannot be explained."""
-        return Hit, (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded, self.picture)
+        values = (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded, self.picture)
+        return Hit, (*values, self.copies)
 
     @property
     def probability(self) -> float | None:
@@ -190,6 +195,7 @@ class Hit:
             "picture": str(self.picture) if self.picture else None,
             "taken": asset.taken,
             "metadata": dict(asset.metadata) or None,
+            "copies": list(self.copies) or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -398,6 +404,7 @@ class Searcher:
                     )
                 ]
             merged = things(moments.merge(moments.with_videos(found, videos), one.query.moments))
+            merged = collapse(snapshot.reader, one.query, merged, k)
             last = merged[k - 1].best.score if len(merged) >= k else np.inf
             least = least_shown(one.query, probability(merged[0].best.score), size) if merged else 0.0
             enough = beyond == -np.inf or beyond <= last < np.inf or probability(beyond) < least
@@ -653,7 +660,7 @@ def exact_hits(index: Index, query: Query, k: int = 10) -> Hits:
     with index.snapshot() as snapshot:
         found = find_exact(snapshot, query, k)
     return Hits(
-        Hit(rank, thing.best.score, thing.best.item, exact=True, worded=thing.worded)
+        Hit(rank, thing.best.score, thing.best.item, exact=True, worded=thing.worded, copies=thing.copies)
         for rank, thing in enumerate(found, 1)
     )
 
@@ -674,9 +681,8 @@ def _hits(
     for rank, thing in enumerate(found, 1):
         best = thing.best
         looked_at = (thing.seen if query.text is not None else thing.worded) or best.item
-        hits.append(
-            Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
-        )
+        hit = Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
+        hits.append(replace(hit, copies=thing.copies))
     likely = [hit for hit in hits if hit.score >= least]
     return Hits(likely, nothing_else_matches=len(likely) < len(hits), not_reranked=not_reranked)
 
