@@ -20,6 +20,7 @@ import numpy as np
 
 from indexer.changes import Piece, Put, Remove
 from indexer.decode import decode_opened, iter_passages
+from indexer.decode.likeness import likeness
 from indexer.embedding import check_same_model, embedding, encode_each, settle_precision
 from indexer.encoders import Encoder
 from indexer.errors import MmsearchError, UsageError
@@ -27,6 +28,7 @@ from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
 from indexer.reading import IMAGE_BATCH, read_ahead
+from indexer.records import Likeness
 from indexer.reports import AddReport, SkippedAddition
 from indexer.streams import TEXT_BATCH
 from indexer.tokens import Compressor
@@ -107,6 +109,7 @@ class _Item:
     key: str
     asset: Asset | None = None
     prepared: np.ndarray | None = None  # (C, H, W), until the model has it
+    likeness: Likeness | None = None
     text: bytes = b""
     fault: str | None = None
     pieces: Sequence[Piece] = ()
@@ -173,7 +176,7 @@ class _Run:
         digest = self._writer.digest.of(repr(image.size).encode() + pixels)
         asset = _asset(addition, Modality.IMAGE, len(pixels), digest)
         prepared = self._encoder.prepare(decoded.image)
-        return _Item(number, addition.key, asset, prepared, pieces=[Piece(Modality.IMAGE)])
+        return _Item(number, addition.key, asset, prepared, likeness(decoded), pieces=[Piece(Modality.IMAGE)])
 
     def _text(self, number: int, addition: Addition, data: bytes) -> _Item:
         if not data:
@@ -326,4 +329,5 @@ def _overdue(oldest: _Item, latest: _Item) -> bool:
 def _put(item: _Item) -> Put:
     assert item.asset is not None
     made = [one for one in item.made if not isinstance(one, str)]
-    return Put(item.asset, item.pieces, np.stack([vector for vector, _ in made]), tokens=[row for _, row in made])
+    vectors, tokens = [vector for vector, _ in made], [row for _, row in made]
+    return Put(item.asset, item.pieces, np.stack(vectors), tokens=tokens, likeness=item.likeness)

@@ -8,6 +8,7 @@ This is the only module that imports sqlalchemy, and it does the writing; what i
     assets         a file, or an object added from memory
     items          a searchable piece of an asset, the row of its vector, and the checksum of its image tokens, if any
     ocr_read       assets in whose pictures text was looked for, whether or not there is any
+    pictures       how large a picture is, and its perceptual hashes; in an older index once it is indexed again
     skipped        a file that could not be read, with the reason; not tried again until it changes
     roots          the files and folders that were indexed as such, none below another; an older index knows them only
                    once it is indexed again
@@ -35,6 +36,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from indexer import words
 from indexer.content import Digest
 from indexer.reader import (
+    BANDS,
     BUSY_SECONDS,
     MOMENT,
     SCHEMA_VERSION,
@@ -42,9 +44,10 @@ from indexer.reader import (
     Reader,
     chunks,
     ranges,
+    signed,
     translate,
 )
-from indexer.records import NewItem
+from indexer.records import Likeness, NewItem
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Modality, Span
 
@@ -107,6 +110,15 @@ OCR_READ = sa.Table(
     _METADATA,
     sa.Column("asset_id", sa.Integer, sa.ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True),
 )
+PICTURES = sa.Table(
+    "pictures",
+    _METADATA,
+    sa.Column("asset_id", sa.Integer, sa.ForeignKey("assets.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("phash", sa.BigInteger),
+    sa.Column("detail", sa.LargeBinary(32)),
+)
 SKIPPED = sa.Table(
     "skipped",
     _METADATA,
@@ -129,6 +141,7 @@ FREED = sa.Table(
 _PUT_ASSET = sa.insert(ASSETS)
 _PUT_ITEMS = sa.insert(ITEMS)
 _MARK_OCR_READ = sa.insert(OCR_READ)
+_PUT_LIKENESS = sa.insert(PICTURES)
 _FORGET_SKIPPED = sa.delete(SKIPPED).where(SKIPPED.c.path == sa.bindparam("b_path"))
 
 _SPAN_FIELDS = tuple(field.name for field in fields(Span))
@@ -300,6 +313,12 @@ class Writer(Reader):
         """Say that text was looked for in the pictures of an asset."""
         self._connection.execute(_MARK_OCR_READ, {"asset_id": asset_id})
 
+    def put_likeness(self, asset_id: int, likeness: Likeness) -> None:
+        """Say how the picture in an asset looks, of which it was not said before."""
+        phash = None if likeness.phash is None else signed(likeness.phash)
+        values = {"asset_id": asset_id, "phash": phash, "detail": likeness.detail}
+        self._connection.execute(_PUT_LIKENESS, values | {"width": likeness.width, "height": likeness.height})
+
     def change_asset(self, asset_id: int, asset: Asset) -> None:
         """Give an asset another path or stamp; its items stay as they are."""
         before = self.asset(asset_id)
@@ -375,6 +394,7 @@ class Writer(Reader):
                 self._leave_traces()
             self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.asset_id.in_(chunk)))
             self._connection.execute(sa.delete(OCR_READ).where(OCR_READ.c.asset_id.in_(chunk)))
+            self._connection.execute(sa.delete(PICTURES).where(PICTURES.c.asset_id.in_(chunk)))
             self._connection.execute(sa.delete(ASSETS).where(ASSETS.c.id.in_(chunk)))
         for modality, rows in freed.items():
             self.free(modality, rows)
@@ -438,6 +458,8 @@ def _migrate(connection: Connection) -> None:
             declared = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
             connection.exec_driver_sql(f"ALTER TABLE items ADD COLUMN {declared}")
     connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS assets_moment ON assets ({MOMENT})")
+    for number, band in enumerate(BANDS):
+        connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS pictures_band_{number} ON pictures ({band})")
     older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
     connection.execute(sa.update(META).where(older).values(value=SCHEMA_VERSION))
 

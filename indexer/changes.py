@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from indexer.records import Likeness
 from indexer.types import Asset, Modality, Span
 
 
@@ -27,7 +28,7 @@ class Put:
     With ``extends`` the pieces are further ones of an asset that is already there. ``ordinals`` are their places in the
     file, rising; 0, 1, … if not given. ``complete`` says that they are the last. ``tokens`` are the packed image tokens
     ``(P, row_bytes)`` of pieces that are seen, in the format of the index; None where they have none. ``ocr`` says that
-    text was looked for in the pictures of a new asset.
+    text was looked for in the pictures of a new asset, ``likeness`` how one looks that is a picture.
     """
 
     asset: Asset
@@ -39,6 +40,7 @@ class Put:
     complete: bool = True
     tokens: Sequence[np.ndarray | None] | np.ndarray | None = None
     ocr: bool = False
+    likeness: Likeness | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from indexer.performance import Performance
 from indexer.performing import Performing
 from indexer.processes import Model, Processes, load_embed
 from indexer.reading import IMAGE_BATCH, Read, is_script_file, read_ahead, read_file
-from indexer.records import Stamp
+from indexer.records import Likeness, Stamp
 from indexer.reports import Progress, UpdateReport
 from indexer.streams import TEXT_BATCH, Streams
 from indexer.tokens import Compressor
@@ -310,7 +310,7 @@ class _Run:
             pieces, vectors, tokens = self.writer.fetch_pieces(candidates[0][0])
             known = candidates[0][1]
             asset = replace(asset, modality=known.modality, taken=known.taken)
-            self._queue(Put(asset, pieces, vectors, old, tokens=tokens))
+            self._queue(Put(asset, pieces, vectors, old, tokens=tokens, likeness=self._likeness(candidates[0][0])))
             self._counts["updated" if old else "duplicates"] += 1
             self._counts["items"] += len(pieces)
         else:
@@ -318,6 +318,10 @@ class _Run:
             self._digests.discard(read.digest)
             self._done -= 1
             self._store(self._read(read.found))
+
+    def _likeness(self, asset_id: int) -> Likeness | None:
+        with self.writer.catalogue.read() as reader:
+            return reader.likenesses([asset_id]).get(asset_id)
 
     def _candidates(self, read: Read) -> list[tuple[int, Asset]]:
         with self.writer.catalogue.read() as reader:
@@ -355,7 +359,7 @@ class _Run:
             pieces = [Piece(Modality.IMAGE), *(Piece(Modality.TEXT, t.span, t.text, t.source) for t, _ in sound)]
             vectors = np.stack([vector, *(one for _, one in sound)])
             put = Put(_asset(read), pieces, vectors, old, tokens=[tokens, *(None for _ in sound)])
-            self._queue(replace(put, ocr=self.ocr is not None))
+            self._queue(replace(put, ocr=self.ocr is not None, likeness=read.likeness))
             self._counts["updated" if old else "added"] += 1
             self._counts["items"] += len(pieces)
         self.flush_changes()

@@ -21,16 +21,20 @@ from indexer import words
 from indexer.content import Digest
 from indexer.errors import IndexDamaged, StorageError, UsageError
 from indexer.extras import PIP_INSTALL
-from indexer.records import Filter, ItemRow, NewItem, PieceRow, Stamp, State
+from indexer.records import Filter, ItemRow, Likeness, NewItem, PieceRow, Stamp, State
 from indexer.tokens import TokenFormat
 from indexer.types import Asset, Item, Modality, Skipped, Span
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _FIRST_WITH_TOKENS = 2
 """A catalogue of schema 1 knows nothing of tokens: it is read as one without any, and migrated by the first writer."""
 _FIRST_WITH_PLACES = 3
 """Before this one, a piece is a whole picture or some lines of a text."""
+_FIRST_WITH_PICTURES = 5
+"""Before this one, it is not said how pictures look."""
 
+BANDS = tuple(f"(phash >> {shift}) & 65535" for shift in (0, 16, 32, 48))
+"""The four parts of a perceptual hash, of each of which the writer makes an index."""
 IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
 MOMENT = "coalesce(taken, mtime_ns / 1e9)"
@@ -45,6 +49,7 @@ BUSY_SECONDS = 30
 _NAME_WEIGHT = 4.0
 """Of a word in the name of a file, where one in the names of its folders weighs 1."""
 _ASSET = 'id, path, "key", modality, size, mtime_ns, digest, taken, metadata'
+_LIKENESS = "width, height, phash, detail"
 _PLACE = 'first_line, last_line, page, start, "end", best, box'
 """Where in its file an item stands; see ``_span``."""
 _OLD_PLACE = "first_line, last_line, NULL, NULL, NULL, NULL, NULL"
@@ -196,6 +201,64 @@ class Reader:
         for chunk in chunks(keys):
             ids.update(self._column(f'SELECT id FROM assets WHERE "key" IN {_marks(chunk)}', chunk))
         return sorted(ids)
+
+    def assets_with_digests(self, digests: Sequence[bytes]) -> dict[int, Asset]:
+        """Complete assets with one of these contents, by number, oldest first."""
+        assets: dict[int, Asset] = {}
+        for chunk in chunks(digests):
+            query = f"SELECT {_ASSET} FROM assets WHERE digest IN {_marks(chunk)} AND complete ORDER BY id"
+            assets.update((row[0], _asset(row)) for row in self._all(query, chunk))
+        return assets
+
+    def assets(self, asset_ids: Sequence[int]) -> dict[int, Asset]:
+        """The assets with these numbers."""
+        assets: dict[int, Asset] = {}
+        for chunk in chunks(asset_ids):
+            query = f"SELECT {_ASSET} FROM assets WHERE id IN {_marks(chunk)}"
+            assets.update((row[0], _asset(row)) for row in self._all(query, chunk))
+        return assets
+
+    def knows_pictures(self) -> bool:
+        """Whether this catalogue can say how pictures look; an old one cannot before it is indexed again."""
+        schema = self._column("SELECT value FROM meta WHERE name = 'schema'")
+        return bool(schema and schema[0] >= _FIRST_WITH_PICTURES)
+
+    def likenesses(self, asset_ids: Sequence[int]) -> dict[int, Likeness]:
+        """How the pictures in these assets look, by number; those of which it is known."""
+        found: dict[int, Likeness] = {}
+        for chunk in chunks(asset_ids) if self.knows_pictures() else ():
+            query = f"SELECT asset_id, {_LIKENESS} FROM pictures WHERE asset_id IN {_marks(chunk)}"
+            found.update((asset_id, _likeness(columns)) for asset_id, *columns in self._all(query, chunk))
+        return found
+
+    def pictures_in_band(self, number: int, values: Sequence[int]) -> dict[int, Likeness]:
+        """The pictures whose perceptual hash has one of ``values`` as its part ``BANDS[number]``, by asset."""
+        found: dict[int, Likeness] = {}
+        for chunk in chunks(values) if self.knows_pictures() else ():
+            query = f"SELECT asset_id, {_LIKENESS} FROM pictures WHERE ({BANDS[number]}) IN {_marks(chunk)}"
+            found.update((asset_id, _likeness(columns)) for asset_id, *columns in self._all(query, chunk))
+        return found
+
+    def without_likeness(self, under: Sequence[str] = ()) -> list[int]:
+        """Numbers of the picture files, at or below the paths ``under`` if there are any, of which it is not known how
+        they look."""
+        known = " AND id NOT IN (SELECT asset_id FROM pictures)" if self.knows_pictures() else ""
+        query = f"SELECT id FROM assets WHERE modality = 'image' AND complete AND path IS NOT NULL{known}"
+        if not under:
+            return sorted(self._column(query))
+        ids: set[int] = set()
+        for chunk in chunks(under, UNDER_CHUNK):
+            where, values = _below("path", chunk)
+            ids.update(self._column(f"{query} AND {where}", values))
+        return sorted(ids)
+
+    def picture_rows(self, asset_ids: Sequence[int]) -> dict[int, int]:
+        """The row of the vector of each of these assets that is a picture."""
+        rows: dict[int, int] = {}
+        query = "SELECT asset_id, \"row\" FROM items WHERE ordinal = 0 AND modality = 'image' AND asset_id IN "
+        for chunk in chunks(asset_ids):
+            rows.update(self._all(query + _marks(chunk), chunk))
+        return rows
 
     def assets_at(self, paths: Sequence[str]) -> dict[str, Asset]:
         """The assets of those of ``paths`` that are in the index, by path."""
@@ -564,6 +627,16 @@ def _below(column: str, paths: Sequence[str]) -> tuple[str, list[bytes]]:
 
 def _marks(values: Sequence[Any]) -> str:
     return f"({','.join('?' * len(values))})"
+
+
+def signed(number: int) -> int:
+    """A number of 64 bits as SQLite keeps it."""
+    return number - (number >> 63 << 64)
+
+
+def _likeness(columns: Sequence[Any]) -> Likeness:
+    width, height, phash, detail = columns
+    return Likeness(width, height, None if phash is None else phash % (1 << 64), detail)
 
 
 def _asset(row: Sequence[Any]) -> Asset:

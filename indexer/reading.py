@@ -29,11 +29,13 @@ from indexer.decode import (
 )
 from indexer.decode.captions import embedded, iter_captions
 from indexer.decode.image import MARGIN
+from indexer.decode.likeness import likeness
 from indexer.decode.ocr import MAX_SIDE, Ocr, read_picture
 from indexer.discover import Found
 from indexer.encoders import Encoder
 from indexer.errors import DecodeError
 from indexer.lanes import one_core
+from indexer.records import Likeness
 from indexer.types import Modality, Span
 
 IMAGE_BATCH = 32
@@ -58,6 +60,7 @@ class Read:
     found: Found
     digest: bytes = b""
     taken: float | None = None
+    likeness: Likeness | None = None
     unwanted: bool = False
     prepared: np.ndarray | None = None  # (C, H, W)
     texts: Sequence[Passage] = ()
@@ -188,7 +191,8 @@ def _read_once(
         # Once more, larger: letters are lost long before a face is.
         large = decode_image(data, size=math.ceil(MAX_SIDE / MARGIN)).image
         texts = chain(texts, read_picture(ocr, large, encoder.max_tokens, encoder.count_tokens))
-    return Read(found, digest, decoded.taken, prepared=encoder.prepare(decoded.image), texts=tuple(texts))
+    prepared = encoder.prepare(decoded.image)
+    return Read(found, digest, decoded.taken, likeness(decoded), prepared=prepared, texts=tuple(texts))
 
 
 def _by_content(found: Found, file: BinaryIO) -> Found:

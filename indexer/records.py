@@ -77,6 +77,19 @@ class NewItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeness:
+    """How a picture looks, in little: its size in pixels, upright, and its perceptual hashes, of 64 and of 256 bits.
+
+    Both are None for a picture that is too plain, or too small, to be known by one; see ``indexer.decode.likeness``.
+    """
+
+    width: int
+    height: int
+    phash: int | None
+    detail: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """Which items may answer. ``under`` is an absolute folder or file; times are seconds since 1970; ``kinds`` are
     those of files, any if empty."""

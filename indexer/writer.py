@@ -20,7 +20,7 @@ from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
 from indexer.durable import sync_folder
 from indexer.errors import IndexDamaged, StorageError, UsageError
 from indexer.lists import discard, erase, header_path, open_lists, sweep
-from indexer.records import NewItem
+from indexer.records import Likeness, NewItem
 from indexer.rowfile import RowFile
 from indexer.tokens import TokenFile, TokenFormat, token_checksum, token_path
 from indexer.types import VISUAL, Modality
@@ -187,6 +187,8 @@ class IndexWriter:
                     asset_id = writer.put_asset(change.asset, complete=change.complete)
                     if change.ocr:
                         writer.mark_ocr_read(asset_id)
+                    if change.likeness is not None:
+                        writer.put_likeness(asset_id, change.likeness)
                 else:
                     asset_id = change.extends
                     if change.complete:
@@ -242,6 +244,12 @@ class IndexWriter:
         with self.catalogue.write() as writer:
             writer.set_token_checksums(modality, dict(zip(rows.tolist(), map(token_checksum, tokens), strict=True)))
             writer.advance({})
+
+    def put_likenesses(self, likenesses: Mapping[int, Likeness]) -> None:
+        """Say how pictures look that are in the index, by the numbers of their assets."""
+        with self.catalogue.write() as writer:
+            for asset_id, likeness in likenesses.items():
+                writer.put_likeness(asset_id, likeness)
 
     def announce(self) -> None:
         """Let readers look at the files again: what is derived from the vectors has changed."""

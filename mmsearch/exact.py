@@ -12,6 +12,7 @@ from indexer.reader import Reader
 from indexer.records import PieceRow
 from indexer.types import Modality
 from indexer.words import Phrase, available, match_all, phrases
+from mmsearch.copies import collapse
 from mmsearch.moments import merge, videos_beside, with_videos
 from mmsearch.query import Query
 from mmsearch.things import Scored, Thing, things
@@ -53,12 +54,12 @@ def find_exact(snapshot: Snapshot, query: Query, k: int) -> list[Thing]:
         some = pieces[start : start + max(_AT_ONCE, k)]
         found += _scored(reader, some, scores, best)
         taken.update(one.asset_id for one in some)
-        if len(_complete(reader, found, query)) >= k:
+        if len(_complete(reader, found, query, k)) >= k:
             # What else of the same files holds the words says what is read there and how long a moment is.
             rest = [one for one in pieces[start + len(some) :] if one.asset_id in taken]
             found += _scored(reader, rest, scores, best)
             break
-    return _complete(reader, found, query)[:k]
+    return _complete(reader, found, query, k)
 
 
 def _scored(reader: Reader, pieces: list[PieceRow], scores: dict[int, float], best: float) -> list[Scored]:
@@ -71,9 +72,9 @@ def _scored(reader: Reader, pieces: list[PieceRow], scores: dict[int, float], be
     return found
 
 
-def _complete(reader: Reader, found: list[Scored], query: Query) -> list[Thing]:
+def _complete(reader: Reader, found: list[Scored], query: Query, k: int) -> list[Thing]:
     videos = videos_beside(reader, (one.item for one in found))
-    return things(merge(with_videos(found, videos), query.moments))
+    return collapse(reader, query, things(merge(with_videos(found, videos), query.moments)), k)
 
 
 def _holders(reader: Reader, asked: list[Phrase]) -> dict[int, float]:

@@ -48,6 +48,8 @@ class Query:
     """Whether words alone count: an answer holds all of them, and no model takes part."""
     moments: int = 1
     """How many moments of one video may be among the answers."""
+    collapse: bool = True
+    """Whether copies of one file are one answer."""
     like: tuple[str, ...] = ()
     """Files of the index that ask as pictures do, by their paths or keys; see ``mmsearch.like``."""
     weights: tuple[float, ...] = ()
@@ -93,6 +95,7 @@ def parse_query(
     candidates: int | None = None,
     exact: bool = False,
     moments: int = 1,
+    collapse: bool = True,
 ) -> Query:
     """Check what was asked and put it into one form.
 
@@ -141,6 +144,7 @@ def parse_query(
         candidates,
         exact,
         moments,
+        collapse,
         tuple(like),
         _weights(weights, bool(text) + len(images) + len(like)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from indexer.types import VISUAL, Box, Item, Modality, Span
 from mmsearch import moments, posterior
 from mmsearch.browse import newest
 from mmsearch.calibration import Calibration, line_for, probability
+from mmsearch.copies import collapse
 from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.like import Stored, stored
 from mmsearch.posterior import SEEN, Scale, level, one_expected, signs_of
@@ -68,11 +69,14 @@ class Hit:
     """The picture that this text, in a file of its own, is the caption of."""
     listed: bool = False
     """Whether it is a file of a list, newest first, that was asked for without words and without a picture."""
+    copies: tuple[str, ...] = ()
+    """The paths, or the keys, of other files that are the same: with equal bytes, or a picture that was saved, resized
+    or encoded again."""
 
     def __reduce__(self) -> tuple[type[Hit], tuple[Any, ...]]:
         """A copy that leaves the process, which the searcher cannot, cannot be explained."""
         found = (self.rank, self.score, self.item, self.reranked, None, self.exact, self.worded, self.picture)
-        return Hit, (*found, self.listed)
+        return Hit, (*found, self.listed, self.copies)
 
     @property
     def probability(self) -> float | None:
@@ -224,6 +228,7 @@ class Hit:
             "picture": str(self.picture) if self.picture else None,
             "taken": asset.taken,
             "metadata": dict(asset.metadata) or None,
+            "copies": list(self.copies) or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -496,7 +501,7 @@ class Searcher:
                     )
                 ]
             others = _without(one.own, moments.with_videos(found, videos))
-            merged = things(moments.merge(others, one.query.moments))
+            merged = collapse(snapshot.reader, one.query, things(moments.merge(others, one.query.moments)), k)
             last = merged[k - 1].best.score if len(merged) >= k else np.inf
             enough = further == -np.inf or further <= last < np.inf
             obstacles = "; ".join(dict.fromkeys(reasons)) or None
@@ -874,7 +879,7 @@ def exact_hits(index: Index, query: Query, k: int = 10) -> Hits:
     with index.snapshot() as snapshot:
         found = find_exact(snapshot, query, k)
     return Hits(
-        Hit(rank, thing.best.score, thing.best.item, exact=True, worded=thing.worded)
+        Hit(rank, thing.best.score, thing.best.item, exact=True, worded=thing.worded, copies=thing.copies)
         for rank, thing in enumerate(found, 1)
     )
 
@@ -895,9 +900,8 @@ def _hits(
     for rank, thing in enumerate(found, 1):
         best = thing.best
         looked_at = (thing.seen if query.text is not None else thing.worded) or best.item
-        hits.append(
-            Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
-        )
+        hit = Hit(rank, probability(best.score), best.item, best.reranked, explaining(looked_at), worded=thing.worded)
+        hits.append(replace(hit, copies=thing.copies))
     shown = [hit for hit in hits if hit.score >= (query.min_prob or 0.0) and (hit.clear or not query.only_clear)]
     if query.unsure is not None and hits and hits[0].level == "weak":
         shown = shown[: query.unsure]

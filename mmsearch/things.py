@@ -33,6 +33,8 @@ class Thing:
     best: Scored
     worded: Item | None
     seen: Item | None
+    copies: tuple[str, ...] = ()
+    """The paths, or the keys, of other files that are the same; see ``mmsearch.copies``."""
 
 
 def thing_of(item: Item) -> Hashable:

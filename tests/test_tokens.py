@@ -538,7 +538,7 @@ def test_the_first_writer_brings_a_folder_to_this_format(old: Path) -> None:
         with index.snapshot() as snapshot:
             assert [item.text for item in snapshot.reader.items_at(Modality.TEXT, [0, 1]).values()] == ["one", "two"]
     with sqlite3.connect(old / "catalogue.db") as database:
-        assert database.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone() == (4,)
+        assert database.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone() == (5,)
     database.close()
 
 
