@@ -189,7 +189,7 @@ class Index:
         self.close()
 
     def search_on_gpus(self, numbers: Sequence[int] | None = None) -> None:
-        """Answer questions without a filter on the GPUs of these ``numbers``, or on all, where there are any; see
+        """Answer questions without a filter on GPUs of these ``numbers``, or on any, where there are some; see
         ``indexer.gpu``."""
         self._gpu = {}
         self._gpu_numbers = numbers
