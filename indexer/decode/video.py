@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import av
 import av.error
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from indexer.decode.animation import Animation
 
 LONGEST = 60.0
 """Seconds of a clip, at most."""
@@ -84,32 +86,8 @@ class Frame:
     """Degrees against the clock."""
 
 
-class Footage(Protocol):
-    """What has frames: a ``Video``, or an animation."""
-
-    damaged: int
-    """Parts that could not be decoded."""
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds that the file says it has; None if it does not say."""
-
-    @property
-    def expected(self) -> float | None:
-        """About how many seconds it has, be it a guess by its size; None where nothing is known."""
-
-    @property
-    def frame_length(self) -> float:
-        """Seconds that the last frame is shown."""
-
-    def frames(self, start: float = 0.0, *, fps: float | None = None) -> Iterator[Frame]:
-        """Frames from ``start`` on, in the order of their times; with ``fps`` at most so many a second."""
-
-    def thumb(self, frame: Frame) -> np.ndarray:
-        """The frame as a small picture ``(24, 32, 3)`` uint8, not turned."""
-
-    def picture(self, frame: Frame, size: int | None = None) -> Image.Image:
-        """The frame in RGB, upright; shrunk to ``2 * size`` pixels on its shorter side, if that is less."""
+Footage: TypeAlias = "Video | Animation"
+"""What has frames."""
 
 
 class Video:
@@ -140,6 +118,7 @@ class Video:
         """Where the clock of the file begins, in seconds."""
         self._reformatter = VideoReformatter()
         self.damaged = 0
+        """Parts that could not be decoded."""
 
     def _choose_stream(self) -> VideoStream:
         streams = [s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -169,7 +148,7 @@ class Video:
 
     @property
     def frame_length(self) -> float:
-        """Seconds that a frame is shown, on the average."""
+        """Seconds that a frame is shown, on the average, and so the last one."""
         rate = self.stream.average_rate
         return float(1 / rate) if rate else 0.04
 
