@@ -13,12 +13,11 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from indexer.decode.archive import Archive
-from indexer.decode.passages import cut
+from indexer.decode.passages import of_pages
 from indexer.decode.streams import Source
 from indexer.decode.text import Passage
 from indexer.errors import DecodeError
 from indexer.extras import needs
-from indexer.types import Span
 
 MAX_HTML = 32_000_000
 """Bytes of one page, or of one chapter, that are parsed."""
@@ -45,7 +44,7 @@ def decode_html(source: Source) -> Iterator[Passage]:
     data = source.file.read(MAX_HTML + 1)
     if len(data) > MAX_HTML:
         raise DecodeError(f"a page of more than {MAX_HTML // 1_000_000} MB is not parsed")
-    yield from _behind(source, [(None, list(_html(data)))])
+    yield from of_pages(source, [(None, list(_html(data)))])
 
 
 def decode_epub(source: Source) -> Iterator[Passage]:
@@ -53,17 +52,7 @@ def decode_epub(source: Source) -> Iterator[Passage]:
 
     Raises DecodeError: the extra is not there, not a book, encrypted, damaged, or no words.
     """
-    yield from _behind(source, enumerate(_chapters(source.file), 1))
-
-
-def _behind(source: Source, parts: Any) -> Iterator[Passage]:
-    """The passages of numbered lists of paragraphs, behind those that are stored."""
-    ordinal = 0
-    for number, paragraphs in parts:
-        for text in cut(paragraphs, source.max_tokens, source.count_tokens):
-            if ordinal >= source.stored:
-                yield Passage(text, Span(page=number))
-            ordinal += 1
+    yield from of_pages(source, enumerate(_chapters(source.file), 1))
 
 
 # --- HTML

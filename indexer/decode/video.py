@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import av
@@ -275,9 +276,7 @@ def iter_clips(source: Source) -> Iterator[Passage | Picture]:
     from indexer.decode.subtitles import iter_embedded
 
     if source.last is None or source.last.best is None:
-        for ordinal, passage in enumerate(iter_embedded(source)):
-            if ordinal >= source.stored:
-                yield passage
+        yield from islice(iter_embedded(source), source.stored, None)
     with closing(ahead(_clips(source), _AHEAD)) as clips:
         yield from clips
 
