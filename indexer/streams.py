@@ -20,7 +20,7 @@ from indexer.decode import Passage, Picture, Source, decode, stream_suffix
 from indexer.decode.ocr import Ocr
 from indexer.embedding import encode_each
 from indexer.encoders import Encoder
-from indexer.errors import DecodeError
+from indexer.errors import DecodeError, fault_of
 from indexer.fitting import Fitting
 from indexer.lanes import Pool, in_parts
 from indexer.pooling import POOL, most_central
@@ -138,10 +138,8 @@ class Streams:
                 raise DecodeError("there is nothing in it to search for")
         except FileNotFoundError:
             self._abandon(file, None)
-        except OSError as exc:
-            self._abandon(file, f"cannot be read: {exc.strerror or exc}")
-        except DecodeError as exc:
-            self._abandon(file, str(exc))
+        except (OSError, DecodeError) as exc:
+            self._abandon(file, fault_of(exc))
         else:
             file.done = True
 
@@ -184,10 +182,8 @@ class Streams:
             yield from decode(source)
         except (DecodeError, OSError):
             raise
-        except MemoryError as exc:
-            raise DecodeError("does not fit into memory") from exc
         except Exception as exc:
-            raise DecodeError(f"cannot be decoded: {type(exc).__name__}: {exc}") from exc
+            raise DecodeError(fault_of(exc)) from exc
 
     def _abandon(self, file: _File, reason: str | None) -> None:
         """Take a file that turned out bad, or vanished, out again."""
