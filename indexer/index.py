@@ -147,7 +147,7 @@ class Index:
         """
         from indexer.catalogue import Catalogue
 
-        ours = re.compile(r"catalogue\.db(-wal|-shm|-journal)?|lock|vectors|text|manifest\.json\.new")
+        ours = re.compile(r"catalogue\.db(-wal|-shm|-journal)?|lock|vectors|text|manifest\.json(\.\d+)?\.new")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             foreign = sorted(name for name in os.listdir(folder) if not ours.fullmatch(name))
