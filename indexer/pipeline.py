@@ -226,7 +226,7 @@ class _Run:
         with (
             pool as self._lanes,
             Performing(self._writer.folder, self._encoder, self._lanes.meter) as self._performing,
-            closing(read_ahead(self._performing.reading.timed(self._read), self.todo)) as reads,
+            closing(read_ahead(self._read, self.todo)) as reads,
         ):
             self._streams = Streams(
                 self._ledger, self._encoder, self._encode_texts, self._lanes, self._fps, self._within
@@ -244,14 +244,15 @@ class _Run:
 
     def _read(self, found: Found) -> Read:
         unread = found.path in self._unread
-        return read_file(
-            found,
-            self._encoder,
-            lambda digest: unread or digest not in self._ledger.digests,
-            self._max_text_bytes,
-            self._writer.digest,
-            self._ledger.ocr,
-        )
+        with self._performing.reading.work():
+            return read_file(
+                found,
+                self._encoder,
+                lambda digest: unread or digest not in self._ledger.digests,
+                self._max_text_bytes,
+                self._writer.digest,
+                self._ledger.ocr,
+            )
 
     # -- storing, in the main thread ---------------------------------------------------------------------------------
 
