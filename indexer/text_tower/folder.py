@@ -65,16 +65,14 @@ class Tower:
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``."""
-        ids = [self.words.ids(text) for text in texts]
-        if len(ids) == 1:
-            return unit_rows(self.numpy.features(ids[0])[None], "text")
-        parts = [self.numpy.features_of(ids[start : start + AT_ONCE]) for start in range(0, len(ids), AT_ONCE)]
-        return unit_rows(np.concatenate(parts), "text")
+        return self.rows_and_states(texts)[0]
 
     def rows_and_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Texts to float32 unit rows ``(B, D)`` and, for each, its token states ``(L, W)``."""
-        found = [self.numpy.features_and_states(self.words.ids(text)) for text in texts]
-        return unit_rows(np.stack([one for one, _ in found]), "text"), [states for _, states in found]
+        ids = [self.words.ids(text) for text in texts]
+        parts = [self.numpy.features_and_states(ids[start : start + AT_ONCE]) for start in range(0, len(ids), AT_ONCE)]
+        rows = unit_rows(np.concatenate([features for features, _ in parts]), "text")
+        return rows, [one for _, states in parts for one in states]
 
 
 def export(encoder: Encoder, folder: Path, remembered: Sequence[str] = ()) -> str | None:
