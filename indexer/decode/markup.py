@@ -105,36 +105,26 @@ def _blocks(root: Any) -> Iterator[str]:
 
     The cells of a row are parted by commas. Alternative texts of pictures belong to what is seen.
     """
+    from lxml import etree
+
     title = root.findtext(".//title")
     if title and title.strip():
         yield " ".join(title.split())
     parts: list[str] = []
-    hidden = 0
-    walker: list[tuple[Any, bool]] = [(root, False)]
-    while walker:
-        element, leaving = walker.pop()
-        tag = element.tag.rpartition("}")[2].lower() if isinstance(element.tag, str) else "script"
-        if not leaving:
-            if tag in _HIDDEN:
-                hidden += 1
-            elif not hidden:
-                if tag not in _INLINE and tag not in _CELLS and tag != "img":
-                    yield from _ended(parts)
-                if tag == "img" and element.get("alt", "").strip():
-                    parts.append(f" {element.get('alt')} ")
-                parts.append(element.text or "")
-            walker.append((element, True))
-            if not hidden:
-                walker += [(child, False) for child in reversed(element)]
-            continue
+    walker = etree.iterwalk(root, events=("start", "end"))
+    for event, element in walker:
+        tag = element.tag.rpartition("}")[2].lower()
         if tag in _HIDDEN:
-            hidden -= 1
-        elif not hidden:
-            if tag in _CELLS:
-                parts.append("\t")
-            elif tag not in _INLINE and tag != "img":
-                yield from _ended(parts)
-        if not hidden and element is not root:
+            walker.skip_subtree()
+        elif tag in _CELLS:
+            parts += ["\t"] if event == "end" else []
+        elif tag not in _INLINE and tag != "img":
+            yield from _ended(parts)
+        if event == "start" and tag not in _HIDDEN:
+            if tag == "img" and element.get("alt", "").strip():
+                parts.append(f" {element.get('alt')} ")
+            parts.append(element.text or "")
+        elif event == "end" and element is not root:
             parts.append(element.tail or "")
     yield from _ended(parts)
 
