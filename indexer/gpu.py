@@ -11,11 +11,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from indexer.faiss_lists import import_faiss
+
+if TYPE_CHECKING:
+    from indexer.vectors import VectorFile
 
 MOST = 2048
 """Answers that FAISS gives on a GPU at most (``GPU_MAX_SELECTION_K``)."""
@@ -45,15 +48,6 @@ def placements(rows: int, dim: int, free: Sequence[int]) -> Iterator[tuple[int, 
     for count in range(1, len(room) + 1):
         if room[largest[count - 1]] >= -(-need // count):
             yield tuple(sorted(largest[:count]))
-
-
-class Rows(Protocol):
-    """What is known of a file of vectors here."""
-
-    rows: int
-    dim: int
-
-    def fetch(self, rows: np.ndarray) -> np.ndarray: ...
 
 
 class HalfScan:
@@ -101,7 +95,9 @@ class GpuSearch:
         self._impossible_for = -1
         self._lock = threading.Lock()
 
-    def candidates(self, file: Rows, query: np.ndarray, k: int, dead: np.ndarray) -> tuple[np.ndarray, int] | None:
+    def candidates(
+        self, file: VectorFile, query: np.ndarray, k: int, dead: np.ndarray
+    ) -> tuple[np.ndarray, int] | None:
         """Rows among which are the ``k`` best of the first so many rows, and how many those are; None: ask the CPU."""
         with self._lock:  # FAISS on a GPU serves one thread at a time
             self._asked += 1
@@ -120,14 +116,14 @@ class GpuSearch:
             return None if found is None else (found, scan.rows)
 
 
-def load(file: Rows, dead: np.ndarray, numbers: Sequence[int] | None = None) -> HalfScan | None:
+def load(file: VectorFile, dead: np.ndarray, numbers: Sequence[int] | None = None) -> HalfScan | None:
     """Bring the rows of ``file`` that are not ``dead`` to GPUs of these ``numbers``, or to any of them.
 
     None without GPUs, their FAISS, or room for it.
     """
     try:
         faiss = import_faiss()
-        there = _gpus(numbers)
+        there = [i for i in range(faiss.get_num_gpus()) if numbers is None or i in numbers]
         resources = {i: faiss.StandardGpuResources() for i in there}
         options = faiss.GpuMultipleClonerOptions()
     except (ImportError, AttributeError, RuntimeError):
@@ -146,15 +142,6 @@ def load(file: Rows, dead: np.ndarray, numbers: Sequence[int] | None = None) -> 
             continue
         return HalfScan(parts, file.rows)
     return None
-
-
-def _gpus(numbers: Sequence[int] | None) -> list[int]:
-    """Those of the GPUs of these ``numbers``, or of all, that FAISS finds.
-
-    Raises:
-        ImportError, AttributeError: this FAISS knows of none.
-    """
-    return [i for i in range(import_faiss().get_num_gpus()) if numbers is None or i in numbers]
 
 
 def _free_memory(numbers: Sequence[int]) -> list[int]:

@@ -154,7 +154,7 @@ def test_a_file_with_a_copy_on_a_gpu_answers_the_same(tmp_path: Path, monkeypatc
     plain = VectorFile(tmp_path / "v", 16, 2100)
     loaded = []
 
-    def load(_file: gpu.Rows, dead: np.ndarray, numbers: Sequence[int] | None) -> HalfScan:
+    def load(_file: VectorFile, dead: np.ndarray, numbers: Sequence[int] | None) -> HalfScan:
         assert numbers == (0, 1)
         loaded.append(len(dead))
         return scan(rows[:2000], 2, dead)
