@@ -353,18 +353,18 @@ class _Clip:
             return self.drifted
         return self.start + LONGEST if certain >= self.start + LONGEST else None
 
-    def picture(self, end: float, source: Source, whole: float | None) -> Picture | None:
-        """The clip, which ends here; None if it shows nothing."""
+    def ended(self, end: float, source: Source, whole: float | None) -> list[Picture]:
+        """The clip, which ends here; nothing if it shows nothing."""
         margin = min(_MARGIN, 0.2 * (end - self.start))
         shown = self.candidates + self.recent
         clear = [c for c in shown if self.start + margin <= c.time <= end - margin] or shown
         if not clear:
-            return None
+            return []
         chosen = choose([c.descriptor for c in clear], most=MOST_FRAMES, change=_CHANGE)
         frames = [source.prepare(clear[i].image) for i in chosen]
         times = [_ms(clear[i].time) for i in chosen]
         share = min(end / whole, 1.0) if whole else 0.0
-        return Picture(Span(start=_ms(self.start), end=_ms(end)), frames, times, share)
+        return [Picture(Span(start=_ms(self.start), end=_ms(end)), frames, times, share)]
 
 
 def _clips(source: Source) -> Generator[Picture, None, None]:
@@ -379,7 +379,7 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
         DecodeError: it has no frame, or only blank ones.
     """
     start = source.last.end if source.last is not None and source.last.best is not None else None
-    yielded = start is not None
+    shows = start is not None
     clip, finder, whole = _Clip(start or 0.0), CutFinder(source.fps), video.expected
     last, widest = start or 0.0, 0.0
     # A cut is a matter of the seconds around it: a run that goes on begins a little earlier, and finds the same ones.
@@ -388,14 +388,13 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
         if frame is not None and time >= clip.start - 1e-3:
             widest, last = max(widest, time - last), time
             if not descriptor.blank:
+                shows = True
                 clip.take(video, frame, descriptor, source.image_size)
         if not cuts and (over := clip.over(finder.certain)) is not None:
             cuts = [over]
         for cut in cuts:
-            clip, picture = _cut(clip, cut, source, whole)
-            if picture is not None:
-                yielded = True
-                yield picture
+            clip, pictures = _cut(clip, cut, source, whole)
+            yield from pictures
     declared = video.duration
     slack = max(2.0, 2 * widest, 0.02 * (declared or 0.0))
     short = declared is not None and last + slack < declared
@@ -403,17 +402,11 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
     if declared is not None and not short:
         end = max(end, declared)
     for cut in finder.flush():
-        if cut <= clip.start + 2e-3:
-            continue
-        clip, picture = _cut(clip, cut, source, whole)
-        if picture is not None:
-            yielded = True
-            yield picture
-    picture = clip.picture(end, source, whole)
-    if picture is not None:
-        yielded = True
-        yield picture
-    if not yielded:
+        if cut > clip.start + 2e-3:
+            clip, pictures = _cut(clip, cut, source, whole)
+            yield from pictures
+    yield from clip.ended(end, source, whole)
+    if not shows:
         raise DecodeError("every frame of it is blank")
     if short:
         source.report(f"cut short: it says {declared:.0f} s, and ends at {last:.0f} s; that much is indexed")
@@ -439,11 +432,11 @@ def _looked_at(video: Footage, start: float, fps: float) -> Iterator[tuple[float
         before = frame.time, descriptor
 
 
-def _cut(clip: _Clip, end: float, source: Source, whole: float | None) -> tuple[_Clip, Picture | None]:
+def _cut(clip: _Clip, end: float, source: Source, whole: float | None) -> tuple[_Clip, list[Picture]]:
     """End a clip at ``end``; the next one has what was seen since."""
     following = _Clip(end, recent=[c for c in clip.recent if c.time >= end])
     clip.recent = [c for c in clip.recent if c.time < end]
-    return following, clip.picture(end, source, whole)
+    return following, clip.ended(end, source, whole)
 
 
 def _ms(time: float) -> float:
