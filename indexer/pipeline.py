@@ -225,7 +225,7 @@ class _Run:
         """Read everything that is to be done, in order, and store it batch by batch."""
         with (
             pool as self._lanes,
-            Performing(self._writer.folder, self._encoder, self._lanes.meter) as self._performing,
+            closing(Performing(self._writer.folder, self._encoder, self._lanes.meter)) as self._performing,
             closing(read_ahead(self._read, self.todo)) as reads,
         ):
             self._streams = Streams(

@@ -38,11 +38,11 @@ class _File:
     asset: Asset
     replaces: list[int]
     asset_id: int | None
-    last: Span | None
-    page_begins: int
-    seen: int
+    last: Span | None = None
+    page_begins: int = 0
+    seen: int = 0
     """Pieces that came out of the decoder, now or in the run that was interrupted."""
-    stored: int
+    stored: int = 0
     waiting: list[tuple[int, Passage | Picture]] = field(default_factory=list)
     done: bool = False
 
@@ -122,16 +122,14 @@ class Streams:
         """A new file, or the rest of one that an interrupted run began."""
         asset = asset_of(read)
         asset_id = self._ledger.begun(read)
-        file = _File(read, asset, self._ledger.old(read.found.path), None, None, 0, 0, 0)
+        file = _File(read, asset, self._ledger.old(read.found.path) if asset_id is None else [], asset_id)
         if asset_id is not None:
             with self._ledger.writer.catalogue.read() as reader:
-                last = reader.last_item(asset_id)
-                page = None if last is None or last[1] is None else last[1].page
-                page_begins = 0 if page is None else reader.page_begins(asset_id, page)
-            file = _File(read, asset, [], asset_id, None, page_begins, 0, 0)
-            if last is not None:
-                file.seen = file.stored = last[0] + 1
-                file.last = last[1]
+                if (last := reader.last_item(asset_id)) is not None:
+                    file.seen = file.stored = last[0] + 1
+                    file.last = last[1]
+                if file.last is not None and file.last.page is not None:
+                    file.page_begins = reader.page_begins(asset_id, file.last.page)
         self._files.append(file)
         return file
 
