@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.encoders import WHOLE, Box, Piece, places
+from indexer.encoders import WHOLE, Box, Encoder, Piece, places
 from indexer.encoders.rows import unit_rows
 from indexer.encoders.word_pieces import WordPieces
 from indexer.errors import ModelError
@@ -49,7 +49,7 @@ back. Measured in turn, two at work side by side: 24.2 ms of a core for a pictur
 TEXT_BATCH = 128
 
 
-class MiniEncoder:
+class MiniEncoder(Encoder):
     """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind ``PlacedEncoder``.
 
     A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
@@ -126,12 +126,6 @@ class MiniEncoder:
         with torch.inference_mode(), exact:
             features, words, patches = self._image_tower.with_patches(torch.from_numpy(pixels).to(self._device))
             return self._heads.image(features, words).cpu().numpy(), patches.cpu().numpy()
-
-    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures to float32 unit rows ``(B, D)``."""
-        if not images:
-            return np.zeros((0, self.dim), np.float32)
-        return self.encode_prepared(np.stack([self.prepare(image) for image in images]))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""

@@ -21,7 +21,7 @@ BESIDE_TORCH = 4
 """Up to so many do once torch is there."""
 
 
-class ExportedEncoder:
+class ExportedEncoder(Encoder):
     """The encoder ``name``, whose text tower was exported; a ``PlacedEncoder`` if that is one.
 
     Args:
@@ -66,10 +66,6 @@ class ExportedEncoder:
     def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See ``PatchEncoder``."""
         return self.origin.encode_prepared_patches(batch)
-
-    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """See ``Encoder``."""
-        return self.origin.encode_images(images)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""
