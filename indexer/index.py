@@ -281,14 +281,7 @@ class Index:
         """
         from safetensors.numpy import save
 
-        manifest = replace(self.manifest, precision=precision)
-        try:
-            if ranges:
-                write_durably(self.folder / RANGES, save(dict(ranges)))
-            _write_manifest(self.folder, manifest)
-        except OSError as exc:
-            raise StorageError(f"cannot write to {self.folder}: {exc.strerror}") from exc
-        self.manifest = manifest
+        self._keep({RANGES: save(dict(ranges))} if ranges else {}, replace(self.manifest, precision=precision))
 
     def ranges(self) -> dict[str, np.ndarray]:
         """What ``keep_precision`` kept; empty if there is nothing, or it is damaged, for it can be observed again."""
@@ -302,10 +295,14 @@ class Index:
 
     def _raise_format(self) -> None:
         """Say in the manifest what the catalogue, which opening for writing has migrated, is by now."""
-        if self.manifest.format == FORMAT:
-            return
-        manifest = replace(self.manifest, format=FORMAT)
+        if self.manifest.format != FORMAT:
+            self._keep({}, replace(self.manifest, format=FORMAT))
+
+    def _keep(self, files: Mapping[str, bytes], manifest: Manifest) -> None:
+        """Write these files, and then the manifest that tells of them."""
         try:
+            for name, content in files.items():
+                write_durably(self.folder / name, content)
             _write_manifest(self.folder, manifest)
         except OSError as exc:
             raise StorageError(f"cannot write to {self.folder}: {exc.strerror}") from exc
