@@ -234,22 +234,6 @@ def test_subtitles_become_passages_of_neighbouring_cues(tmp_path: Path) -> None:
         passages(tmp_path / "b.srt")
 
 
-def test_a_careless_subtitle_file_is_read_as_players_do(tmp_path: Path) -> None:
-    """No blank line before the second cue, one inside it, a third that is earlier, a fourth that ends before it begins,
-    and one that says nothing."""
-    (tmp_path / "a.srt").write_text(
-        "1\n00:00:20,000 --> 00:00:21,000\nlate\n2\n00:00:30.000 --> 00:00:31.000\nlater\n\nstill\n\n"
-        "3\n00:00:01,000 --> 00:00:02,000\nearly\n\n4\n00:00:50,000 --> 00:00:40,000\nlast\n\n"
-        "5\n00:00:55,000 --> 00:00:56,000\n\n"
-    )
-    assert passages(tmp_path / "a.srt") == [
-        (1.0, 2.0, "early"),
-        (20.0, 21.0, "late"),
-        (30.0, 31.0, "later still"),
-        (50.0, 50.0, "last"),
-    ]
-
-
 def test_a_subtitle_track_inside_a_video_is_read_too(tmp_path: Path, film: Path) -> None:
     (tmp_path / "words.srt").write_text(srt(CUES))
     inside = tmp_path / "inside.mkv"

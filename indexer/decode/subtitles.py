@@ -9,13 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from io import BytesIO
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
-
-import av
-import av.error
+from typing import NamedTuple
 
 from indexer.decode.passages import cut
 from indexer.decode.streams import Source
@@ -23,15 +17,11 @@ from indexer.decode.text import Passage, decoded
 from indexer.errors import DecodeError
 from indexer.types import Span
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-
 LONGEST = 12.0
 """Seconds of the cues that become one passage, at most; one cue may be longer."""
 _PAUSE = 3.0
 """Seconds without words that end a passage."""
 _MAX_CHARACTERS = 20_000_000
-_TAG = re.compile(r"<[^<>\n]{0,200}>|\{[^{}\n]{0,400}\}")
 
 
 class Cue(NamedTuple):
@@ -57,48 +47,36 @@ def iter_subtitles(source: Source) -> Iterator[Passage]:
     cues = parse("".join(text))
     if not cues:
         raise DecodeError("holds no subtitles (SubRip, WebVTT and SubStation Alpha are known)")
-    yield from islice(pack(cues, source.max_tokens, source.count_tokens), source.stored, None)
+    for ordinal, passage in enumerate(pack(cues, source.max_tokens, source.count_tokens)):
+        if ordinal >= source.stored:
+            yield passage
 
 
 def iter_embedded(source: Source) -> Iterator[Passage]:
     """The passages of every text track inside a video; none if it has none, or no video can be opened."""
+    import av
+    import av.error
+
     try:
         with av.open(source.path, metadata_errors="ignore") as container:
-            tracks = _tracks(container)
+            tracks = [s for s in container.streams.subtitles if s.codec_context is not None]
+            texts = [s for s in tracks if s.codec_context.name in ("subrip", "srt", "ass", "ssa", "mov_text", "webvtt")]
+            if not texts:
+                return
+            begin = (container.start_time or 0) / 1_000_000
+            cues: dict[int, list[Cue]] = {s.index: [] for s in texts}
+            for packet in container.demux(texts):
+                if packet.pts is None or packet.time_base is None:
+                    continue
+                start = float(packet.pts * packet.time_base) - begin
+                end = start + float((packet.duration or 0) * packet.time_base)
+                words = _plain(_payload(bytes(packet), packet.stream.codec_context.name))
+                if words:
+                    cues[packet.stream_index].append(Cue(max(0.0, start), max(start, end), words))
     except (av.error.FFmpegError, ValueError, OSError):
         return  # the decoder of its frames says what is wrong with the file
-    for track in tracks:
-        yield from pack(track, source.max_tokens, source.count_tokens)
-
-
-def parse(text: str) -> list[Cue]:
-    """The cues of a subtitle file, by their times, as FFmpeg reads them; what is none is left out."""
-    kinds = ["webvtt", "srt"] if text.lstrip("\ufeff").startswith("WEBVTT") else ["srt", "webvtt"]
-    if re.search(r"^\[Events\]", text, re.MULTILINE | re.IGNORECASE):
-        kinds.insert(0, "ass")
-    for kind in kinds:
-        with suppress(av.error.FFmpegError, ValueError), av.open(BytesIO(text.encode()), format=kind) as container:
-            for track in _tracks(container):
-                if track:
-                    return track
-    return []
-
-
-def _tracks(container: InputContainer) -> list[list[Cue]]:
-    """The cues of each text track, by their times."""
-    streams = [s for s in container.streams.subtitles if s.codec_context is not None]
-    texts = [s for s in streams if s.codec_context.name in ("subrip", "srt", "ass", "ssa", "mov_text", "webvtt")]
-    begin = (container.start_time or 0) / 1_000_000
-    cues: dict[int, list[Cue]] = {s.index: [] for s in texts}
-    for packet in container.demux(texts) if texts else ():
-        if packet.pts is None or packet.time_base is None:
-            continue
-        start = float(packet.pts * packet.time_base) - begin
-        end = start + float((packet.duration or 0) * packet.time_base)
-        words = _plain(_payload(bytes(packet), packet.stream.codec_context.name))
-        if words:
-            cues[packet.stream_index].append(Cue(max(0.0, start), max(start, end), words))
-    return [sorted(track) for track in cues.values()]
+    for track in cues.values():
+        yield from pack(sorted(track), source.max_tokens, source.count_tokens)
 
 
 def _payload(data: bytes, codec: str) -> str:
@@ -109,6 +87,64 @@ def _payload(data: bytes, codec: str) -> str:
         fields = text.split(",", 8)
         text = fields[8] if len(fields) == 9 else ""
     return text
+
+
+# --- files
+
+_CLOCK = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
+_TIMES = re.compile(rf"\s*{_CLOCK}\s*-->\s*{_CLOCK}")
+_DIALOGUE = re.compile(r"Dialogue:\s*(.*)", re.IGNORECASE)
+_TAG = re.compile(r"<[^<>\n]{0,200}>|\{[^{}\n]{0,400}\}")
+
+
+def parse(text: str) -> list[Cue]:
+    """The cues of a subtitle file, by their times; what is none is left out."""
+    lines = text.lstrip("\ufeff").split("\n")
+    cues = list(_dialogues(lines)) if re.search(r"^\[Events\]", text, re.MULTILINE | re.IGNORECASE) else []
+    return sorted(cues or _timed(lines))
+
+
+def _timed(lines: list[str]) -> Iterator[Cue]:
+    """SubRip and WebVTT: a line with two times, and words until a blank line."""
+    i = 0
+    while i < len(lines):
+        times = _TIMES.match(lines[i])
+        i += 1
+        if not times:
+            continue
+        words = []
+        while i < len(lines) and lines[i].strip() and not _TIMES.match(lines[i]):
+            words.append(lines[i])
+            i += 1
+        if i < len(lines) and words and _TIMES.match(lines[i]) and words[-1].strip().isdigit():
+            words.pop()  # the number of the next cue, where the blank line was forgotten
+        start, end = _clock(times.groups()[:4]), _clock(times.groups()[4:])
+        plain = _plain("\n".join(words))
+        if plain:
+            yield Cue(start, max(start, end), plain)
+
+
+def _dialogues(lines: list[str]) -> Iterator[Cue]:
+    """SubStation Alpha: the lines of its events, in the order that their format says."""
+    order = ["layer", "start", "end", "style", "name", "marginl", "marginr", "marginv", "effect", "text"]
+    events = False
+    for line in lines:
+        if line.startswith("["):
+            events = line.strip().casefold() == "[events]"
+        elif events and line.casefold().startswith("format:"):
+            order = [name.strip().casefold() for name in line.split(":", 1)[1].split(",")]
+        elif events and (found := _DIALOGUE.match(line)):
+            fields = dict(zip(order, found[1].split(",", len(order) - 1), strict=False))
+            times = _TIMES.match(f"{fields.get('start', '')} --> {fields.get('end', '')}")
+            plain = _plain(fields.get("text", ""))
+            if times and plain:
+                start, end = _clock(times.groups()[:4]), _clock(times.groups()[4:])
+                yield Cue(start, max(start, end), plain)
+
+
+def _clock(parts: Iterable[str | None]) -> float:
+    hours, minutes, seconds, rest = parts
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0) + float(f"0.{rest}")
 
 
 def _plain(text: str) -> str:
