@@ -171,7 +171,7 @@ def tune(index: Index, questions: Callable[[], np.ndarray] | None = None, rounds
             if not file.rows:
                 continue
             dead = snapshot.dead[m]
-            asked = _alive_sample(file, dead, rounds)
+            asked = file.fetch(_spread(file, dead, rounds))
             exact = _median_ms(partial(_ask, file, dead, None), asked)
             lists = file.lists
             if lists is None:
@@ -234,7 +234,7 @@ def make(
     if old is None:
         rotation = _rotation(file.dim)
         centroids = _centroids(file, alive) @ rotation.T
-        reach = max(float(np.abs(file.fetch(s) @ rotation.T).max()) for s in _sample_chunks(alive))
+        reach = float(np.abs(_sample(file, alive, _BLOCK) @ rotation.T).max())
         scale, trained, first = TOP / (_REACH * reach), int(alive.sum()), 0
     else:
         rotation, centroids = old.rotation, old.centroids
@@ -295,17 +295,13 @@ def _rotation(dim: int) -> np.ndarray:
     return np.ascontiguousarray(q * np.sign(np.diag(r)), dtype="<f4")
 
 
-def _sample(alive: np.ndarray, count: int) -> np.ndarray:
+def _sample(file: VectorFile, alive: np.ndarray, count: int) -> np.ndarray:
+    """``count`` vectors ``(C, D)`` of those that are ``alive``, drawn at random; all if there are no more."""
     rows = np.flatnonzero(alive)
-    if len(rows) <= count:
-        return rows
-    return np.sort(np.random.default_rng(0).choice(rows, count, replace=False))
-
-
-def _sample_chunks(alive: np.ndarray) -> Iterator[np.ndarray]:
-    rows = _sample(alive, _BLOCK)
-    for start in range(0, len(rows), 4096):
-        yield rows[start : start + 4096]
+    if len(rows) > count:
+        rows = np.sort(np.random.default_rng(0).choice(rows, count, replace=False))
+    parts = [file.fetch(rows[start : start + 4096]) for start in range(0, len(rows), 4096)]
+    return np.concatenate([np.zeros((0, file.dim), np.float32), *parts])
 
 
 def _centroids(file: VectorFile, alive: np.ndarray) -> np.ndarray:
@@ -313,9 +309,7 @@ def _centroids(file: VectorFile, alive: np.ndarray) -> np.ndarray:
     count = list_count(int(alive.sum()), file.dim)
     if count == 1:
         return np.zeros((1, file.dim), np.float32)
-    rows = _sample(alive, _SAMPLE * count)
-    sample = np.concatenate([file.fetch(rows[start : start + 4096]) for start in range(0, len(rows), 4096)])
-    return cluster(sample, count)
+    return cluster(_sample(file, alive, _SAMPLE * count), count)
 
 
 def _owners(file: VectorFile, alive: np.ndarray, first: int, centroids: np.ndarray) -> np.ndarray:
@@ -407,12 +401,8 @@ def _fill(
     return replace(header, head=head, clipped=clipped, checksums=tuple(lists.checksum(i) for i in range(count)))
 
 
-def _alive_sample(file: VectorFile, dead: np.ndarray, count: int) -> np.ndarray:
-    """Up to ``count`` vectors ``(C, D)`` spread evenly over the file."""
-    return file.fetch(_spread(file, dead, count))
-
-
 def _spread(file: VectorFile, dead: np.ndarray, count: int) -> np.ndarray:
+    """Up to ``count`` rows ``(C,)`` that are alive, spread evenly over the file."""
     rows = np.setdiff1d(np.arange(file.rows), dead, assume_unique=True)
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(np.int64)] if len(rows) else rows
 
@@ -428,7 +418,7 @@ def _measure(snapshot: Snapshot, modality: Modality, lists: Lists, questions: Ca
     own = _spread(file, dead, _QUESTIONS)
     groups = [file.fetch(own)]
     for m, other in snapshot.vectors.items():
-        sample = _alive_sample(other, snapshot.dead[m], _QUESTIONS)
+        sample = other.fetch(_spread(other, snapshot.dead[m], _QUESTIONS))
         if m is not modality and len(sample):
             groups.append(sample)
     if questions is not None:

@@ -133,9 +133,15 @@ def embed_with(
     Raises:
         ModelMismatch: ``compressor`` reads patches of another encoder.
     """
-    if compressor is None:
-        return Fitting(_embed_plainly(encoder), "pictures", say)
-    return Fitting(_embed_with_tokens(check_reads_patches_of(encoder, compressor), compressor), "pictures", say)
+    reader = None if compressor is None else check_reads_patches_of(encoder, compressor)
+
+    def embed(prepared: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        if compressor is None or reader is None:
+            return [(vector, None) for vector in encoder.encode_prepared(np.stack(prepared))]
+        vectors, patches = reader.encode_prepared_patches(np.stack(prepared))
+        return list(zip(vectors, pack_checked(compressor, patches), strict=True))
+
+    return Fitting(embed, "pictures", say)
 
 
 def check_reads_patches_of(encoder: Encoder, compressor: Compressor) -> PatchEncoder:
@@ -146,18 +152,6 @@ def check_reads_patches_of(encoder: Encoder, compressor: Compressor) -> PatchEnc
             "nothing was changed: use the model that it was trained with, or --no-tokens"
         )
     return encoder
-
-
-def _embed_plainly(encoder: Encoder) -> Embed:
-    return lambda prepared: [(vector, None) for vector in encoder.encode_prepared(np.stack(prepared))]
-
-
-def _embed_with_tokens(encoder: PatchEncoder, compressor: Compressor) -> Embed:
-    def embed(prepared: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        vectors, patches = encoder.encode_prepared_patches(np.stack(prepared))
-        return list(zip(vectors, pack_checked(compressor, patches), strict=True))
-
-    return embed
 
 
 def encode_each(encode: Callable[[list[Any]], Iterable[T]], batch: list[Any]) -> list[T | str]:

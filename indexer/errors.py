@@ -50,3 +50,14 @@ class IndexBusy(StorageError):
 
 class IndexDamaged(StorageError):
     """The index contradicts itself."""
+
+
+def fault_of(error: Exception) -> str:
+    """What is wrong with a file of which a decoder, or the system, raised ``error``: a line of the report."""
+    if isinstance(error, DecodeError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return "does not fit into memory"
+    return f"cannot be decoded: {type(error).__name__}: {error}"

@@ -11,18 +11,22 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from indexer.faiss_lists import import_faiss
+
+if TYPE_CHECKING:
+    from indexer.vectors import VectorFile
 
 MOST = 2048
 """Answers that FAISS gives on a GPU at most (``GPU_MAX_SELECTION_K``)."""
 
 _SCRATCH = 1 << 30
 """Bytes of a GPU that are left to FAISS, 1 GB, beside the vectors."""
+_BLOCK = 65536
+"""Rows brought to a GPU at a time."""
 _MORE = 128
 """Rows fetched beyond k: what is within rounding of the k-th best is usually among them."""
 _LOAD_AFTER = 8
@@ -31,50 +35,19 @@ _TAIL_SHARE = 1 / 16
 """The copy is brought up to date when so large a share of the rows is missing from it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Which GPUs hold the vectors, by their places in a list of them: each of them all (replicas, which share the
-    questions), or each a part (shards)."""
+def placements(rows: int, dim: int, free: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """What to try, in turn: GPUs, by their places in ``free``, of which each holds an equal part of ``rows`` vectors.
 
-    devices: tuple[int, ...]
-    shards: bool
-
-
-def place(rows: int, dim: int, free: Sequence[int]) -> Placement | None:
-    """Where ``rows`` vectors go, given the ``free`` bytes of every GPU; None if there is no room.
-
-    Replicas on every GPU that holds them all; else equal shards on as many GPUs, those with the most room first, as it
-    takes. 1,000,000 × 512 are 1.02 GB: with 4 and 1.5 GB free, that is the first GPU alone.
+    Those with the most room come first, and no more of them than it takes: questions come one at a time, and a second
+    copy would answer none. As memory may be less than the ``free`` bytes of each, more of them are tried then.
+    1,000,000 × 512 are 1.02 GB: with 4 and 1.5 GB free, that is the first GPU alone, and then both if its room is gone.
     """
     need = 2 * rows * dim
-    room = [max(0, bytes_ - _SCRATCH) for bytes_ in free]
-    whole = tuple(i for i, bytes_ in enumerate(room) if bytes_ >= need)
-    if whole:
-        return Placement(whole, shards=False)
+    room = [bytes_ - _SCRATCH for bytes_ in free]
     largest = sorted(range(len(room)), key=lambda i: (-room[i], i))
-    for count in range(2, len(room) + 1):
-        if all(room[i] >= -(-need // count) for i in largest[:count]):
-            return Placement(tuple(sorted(largest[:count])), shards=True)
-    return None
-
-
-def placements(rows: int, dim: int, free: Sequence[int]) -> list[Placement]:
-    """What to try, in turn: where they go by ``place``, and, as memory may be less than it was said to be, shards on
-    all GPUs in place of replicas."""
-    first = place(rows, dim, free)
-    if first is None:
-        return []
-    everywhere = Placement(tuple(range(len(free))), shards=True)
-    return [first] if first.shards or len(free) == 1 else [first, everywhere]
-
-
-class Rows(Protocol):
-    """What is known of a file of vectors here."""
-
-    rows: int
-    dim: int
-
-    def fetch(self, rows: np.ndarray) -> np.ndarray: ...
+    for count in range(1, len(room) + 1):
+        if room[largest[count - 1]] >= -(-need // count):
+            yield tuple(sorted(largest[:count]))
 
 
 class HalfScan:
@@ -115,14 +88,16 @@ class GpuSearch:
     """The copy of one vector file on GPUs, made once it pays and again as the file grows. Thread-safe."""
 
     def __init__(self, numbers: Sequence[int] | None = None) -> None:
-        """On the GPUs of these ``numbers``; on all of them for None."""
+        """On GPUs of these ``numbers``; on any of them for None."""
         self._numbers = numbers
         self._asked = 0
         self._scan: HalfScan | None = None
         self._impossible_for = -1
         self._lock = threading.Lock()
 
-    def candidates(self, file: Rows, query: np.ndarray, k: int, dead: np.ndarray) -> tuple[np.ndarray, int] | None:
+    def candidates(
+        self, file: VectorFile, query: np.ndarray, k: int, dead: np.ndarray
+    ) -> tuple[np.ndarray, int] | None:
         """Rows among which are the ``k`` best of the first so many rows, and how many those are; None: ask the CPU."""
         with self._lock:  # FAISS on a GPU serves one thread at a time
             self._asked += 1
@@ -141,46 +116,32 @@ class GpuSearch:
             return None if found is None else (found, scan.rows)
 
 
-def load(file: Rows, dead: np.ndarray, numbers: Sequence[int] | None = None) -> HalfScan | None:
-    """Bring the rows of ``file`` that are not ``dead`` to the GPUs of these ``numbers``, or to all of them.
+def load(file: VectorFile, dead: np.ndarray, numbers: Sequence[int] | None = None) -> HalfScan | None:
+    """Bring the rows of ``file`` that are not ``dead`` to GPUs of these ``numbers``, or to any of them.
 
     None without GPUs, their FAISS, or room for it.
     """
     try:
         faiss = import_faiss()
-        there = _gpus(numbers)
+        there = [i for i in range(faiss.get_num_gpus()) if numbers is None or i in numbers]
         resources = {i: faiss.StandardGpuResources() for i in there}
         options = faiss.GpuMultipleClonerOptions()
     except (ImportError, AttributeError, RuntimeError):
         return None
     names = np.setdiff1d(np.arange(file.rows), dead, assume_unique=True)
     options.useFloat16 = True
-    for where in placements(len(names), file.dim, _free_memory(there)) if len(names) else ():
-        # A copy on all of them, or a part on each: those of FAISS itself cannot be filled block by block.
-        devices = [there[i] for i in where.devices]
-        groups = [[i] for i in devices] if where.shards else [devices]
-        parts = []
+    for places in placements(len(names), file.dim, _free_memory(there)) if len(names) else ():
+        parts = []  # one on each: the shards of FAISS itself cannot be filled block by block
         try:
-            for group, part in zip(groups, np.array_split(names, len(groups)), strict=True):
-                index = faiss.index_cpu_to_gpu_multiple_py(
-                    [resources[i] for i in group], faiss.IndexFlatIP(file.dim), options, group
-                )
-                for block in _blocks(part):
-                    index.add(file.fetch(block))
+            for i, part in zip((there[place] for place in places), np.array_split(names, len(places)), strict=True):
+                index = faiss.index_cpu_to_gpu_multiple_py([resources[i]], faiss.IndexFlatIP(file.dim), options, [i])
+                for start in range(0, len(part), _BLOCK):
+                    index.add(file.fetch(part[start : start + _BLOCK]))
                 parts.append((index, part))
         except RuntimeError:  # out of memory after all: there never was so much, or somebody else took it
             continue
         return HalfScan(parts, file.rows)
     return None
-
-
-def _gpus(numbers: Sequence[int] | None) -> list[int]:
-    """Those of the GPUs of these ``numbers``, or of all, that FAISS finds.
-
-    Raises:
-        ImportError, AttributeError: this FAISS knows of none.
-    """
-    return [i for i in range(import_faiss().get_num_gpus()) if numbers is None or i in numbers]
 
 
 def _free_memory(numbers: Sequence[int]) -> list[int]:
@@ -189,8 +150,3 @@ def _free_memory(numbers: Sequence[int]) -> list[int]:
     if torch is None or not torch.cuda.is_available():
         return [1 << 62] * len(numbers)
     return [int(torch.cuda.mem_get_info(i)[0]) for i in numbers]
-
-
-def _blocks(names: np.ndarray, size: int = 65536) -> Iterator[np.ndarray]:
-    for start in range(0, len(names), size):
-        yield names[start : start + size]

@@ -63,7 +63,10 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The index at one moment: rows that ``reader`` names are in ``vectors``, whatever a writer does meanwhile."""
+    """The index at one moment: rows that ``reader`` names are in ``vectors``, whatever a writer does meanwhile.
+
+    All but ``reader`` serves every snapshot of the same state.
+    """
 
     reader: Reader
     state: State
@@ -72,7 +75,7 @@ class Snapshot:
     token_files: dict[Modality, TokenFile]
     """For each of ``VISUAL``; empty without tokens."""
     kinds: dict[Modality, frozenset[Modality]]
-    """What ``kinds_of`` has answered; shared by all snapshots of the same state."""
+    """What ``kinds_of`` has answered."""
 
     def tokens(self, rows: np.ndarray, modality: Modality = Modality.IMAGE) -> tuple[np.ndarray, np.ndarray]:
         """The image tokens ``(R, T, W)`` float32 of the pictures, or the clips, at these rows ``(R,)``, and which of
@@ -102,15 +105,6 @@ class Snapshot:
         return self.kinds[modality]
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    state: State
-    vectors: dict[Modality, VectorFile]
-    dead: dict[Modality, np.ndarray]
-    token_files: dict[Modality, TokenFile]
-    kinds: dict[Modality, frozenset[Modality]]
-
-
 class Index:
     """A folder with an index in it, opened for reading. Thread-safe. ``writing()`` gives the one writer."""
 
@@ -119,8 +113,8 @@ class Index:
         self.folder = folder
         self.manifest = manifest
         self.catalogue = ReadCatalogue(folder / "catalogue.db")
-        self._view: _View | None = None
-        self._view_lock = threading.Lock()
+        self._latest: Snapshot | None = None
+        self._latest_lock = threading.Lock()
         self._lists: dict[Path, tuple[tuple[int, int], Lists | None]] = {}
         self._gpu: dict[Path, GpuSearch] | None = None
         self._gpu_numbers: Sequence[int] | None = None
@@ -153,7 +147,7 @@ class Index:
         """
         from indexer.catalogue import Catalogue
 
-        ours = re.compile(r"catalogue\.db(-wal|-shm|-journal)?|lock|vectors|text|manifest\.json\.new")
+        ours = re.compile(r"catalogue\.db(-wal|-shm|-journal)?|lock|vectors|text|manifest\.json(\.\d+)?\.new")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             foreign = sorted(name for name in os.listdir(folder) if not ours.fullmatch(name))
@@ -179,7 +173,7 @@ class Index:
     def close(self) -> None:
         """Let go of the database and the mapped files."""
         self.catalogue.close()
-        self._view = None
+        self._latest = None
         self._lists.clear()
 
     def __enter__(self) -> Index:
@@ -189,11 +183,11 @@ class Index:
         self.close()
 
     def search_on_gpus(self, numbers: Sequence[int] | None = None) -> None:
-        """Answer questions without a filter on the GPUs of these ``numbers``, or on all, where there are any; see
+        """Answer questions without a filter on GPUs of these ``numbers``, or on any, where there are some; see
         ``indexer.gpu``."""
         self._gpu = {}
         self._gpu_numbers = numbers
-        self._view = None
+        self._latest = None
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -204,23 +198,23 @@ class Index:
         """
         for last_try in (*[False] * (_SNAPSHOT_TRIES - 1), True):
             with self.catalogue.read() as reader:
-                view = self._current_view(reader)
+                snapshot = self._current(reader)
                 # A compaction that ends between the two looks takes the files away; the next look sees the new ones.
-                short = any(file.missing for file in view.vectors.values())
+                short = any(file.missing for file in snapshot.vectors.values())
                 # Tokens that are lost for good leave every vector searchable.
-                no_tokens = any(file.missing for file in view.token_files.values())
+                no_tokens = any(file.missing for file in snapshot.token_files.values())
                 if short or (no_tokens and not last_try):
-                    self._view = None
+                    self._latest = None
                     continue
-                yield Snapshot(reader, view.state, view.vectors, view.dead, view.token_files, view.kinds)
+                yield snapshot
                 return
         raise IndexDamaged(f"{self.folder} has lost vectors that its catalogue lists; 'mmsearch verify' repairs it")
 
-    def _current_view(self, reader: Reader) -> _View:
+    def _current(self, reader: Reader) -> Snapshot:
         state = reader.state()
-        with self._view_lock:
-            view = self._view
-            if view is None or view.state != state:
+        with self._latest_lock:
+            latest = self._latest
+            if latest is None or latest.state != state:
                 vectors = {}
                 for m, rows in state.rows.items():
                     path = vector_path(self.folder, m, state.generation)
@@ -238,8 +232,9 @@ class Index:
                         path = token_path(self.folder, m, state.generation)
                         token_files[m] = TokenFile(path, state.tokens, state.rows[m])
                         token_files[m].matrix()
-                view = self._view = _View(state, vectors, {m: reader.freed(m) for m in vectors}, token_files, {})
-            return view
+                dead = {m: reader.freed(m) for m in vectors}
+                latest = self._latest = Snapshot(reader, state, vectors, dead, token_files, {})
+            return replace(latest, reader=reader)
 
     def _open_lists(self, modality: Modality, generation: int) -> Lists | None:
         """The lists of one modality; those that were open already, if their header is still the same file."""
@@ -286,14 +281,7 @@ class Index:
         """
         from safetensors.numpy import save
 
-        manifest = replace(self.manifest, precision=precision)
-        try:
-            if ranges:
-                write_durably(self.folder / RANGES, save(dict(ranges)))
-            _write_manifest(self.folder, manifest)
-        except OSError as exc:
-            raise StorageError(f"cannot write to {self.folder}: {exc.strerror}") from exc
-        self.manifest = manifest
+        self._keep({RANGES: save(dict(ranges))} if ranges else {}, replace(self.manifest, precision=precision))
 
     def ranges(self) -> dict[str, np.ndarray]:
         """What ``keep_precision`` kept; empty if there is nothing, or it is damaged, for it can be observed again."""
@@ -307,10 +295,14 @@ class Index:
 
     def _raise_format(self) -> None:
         """Say in the manifest what the catalogue, which opening for writing has migrated, is by now."""
-        if self.manifest.format == FORMAT:
-            return
-        manifest = replace(self.manifest, format=FORMAT)
+        if self.manifest.format != FORMAT:
+            self._keep({}, replace(self.manifest, format=FORMAT))
+
+    def _keep(self, files: Mapping[str, bytes], manifest: Manifest) -> None:
+        """Write these files, and then the manifest that tells of them."""
         try:
+            for name, content in files.items():
+                write_durably(self.folder / name, content)
             _write_manifest(self.folder, manifest)
         except OSError as exc:
             raise StorageError(f"cannot write to {self.folder}: {exc.strerror}") from exc

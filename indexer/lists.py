@@ -21,7 +21,7 @@ import json
 import math
 import re
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -396,7 +396,7 @@ def zeroed(lists: Lists, rows: np.ndarray) -> Header:
         lists.codes(number)[np.isin(lists.ids(number), rows)] = 0
         checksums[number] = lists.checksum(number)
     lists._data.flush()  # type: ignore[attr-defined]  # a memmap
-    return _changed(lists.header, checksums=tuple(checksums))
+    return replace(lists.header, checksums=tuple(checksums))
 
 
 def discard(folder: Path, modality: Modality, generation: int) -> None:
@@ -427,7 +427,3 @@ def sweep(folder: Path, generation: int) -> None:
     for path in lists_folder(folder).iterdir():
         if path.name not in keep:
             path.unlink(missing_ok=True)
-
-
-def _changed(header: Header, **values: Any) -> Header:
-    return Header(**(asdict(header) | values))

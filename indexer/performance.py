@@ -9,18 +9,15 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 FILE = "performance.json"
 SAVE_SECONDS = 5.0
 """A run that is killed leaves figures that are so old at most."""
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +109,6 @@ class Meter:
                 self._seconds += ended - began
                 self._count += count
                 self._idle_since[thread] = ended
-
-    def timed(self, do: Callable[[S], T]) -> Callable[[S], T]:
-        """``do``, each call of which is work on one file."""
-
-        def timed(one: S) -> T:
-            with self.work():
-                return do(one)
-
-        return timed
 
     def stage(self) -> Stage:
         """What was done until now."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 
 from indexer.encoders import Encoder
 from indexer.encoders.precision import FLOAT32, precision_of
@@ -15,7 +14,7 @@ from indexer.reading import reading_threads
 
 
 class Performing:
-    """The meters of one run over ``encoder``. ``with`` saves the last figures, whatever ends the run.
+    """The meters of one run over ``encoder``. Closing it saves the last figures, whatever ends the run.
 
     ``reading`` counts files, ``embedding`` is the meter of the model's streams, ``storing`` counts pictures.
     """
@@ -30,14 +29,6 @@ class Performing:
         self._began = self._saved = time.perf_counter()
         self._seconds: float | None = None
 
-    def __enter__(self) -> Performing:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._keep()
-
     def finish(self) -> Performance:
         """The run is over, and nothing stopped it."""
         self._seconds = time.perf_counter() - self._began
@@ -48,9 +39,10 @@ class Performing:
         now = time.perf_counter()
         if now - self._saved >= SAVE_SECONDS:
             self._saved = now
-            self._keep()
+            self.close()
 
-    def _keep(self) -> None:
+    def close(self) -> None:
+        """Keep the figures until now."""
         figures = self.figures()
         if figures.embedding.count:  # else those of an earlier run say more
             figures.save(self._folder)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.add_tokens import add_tokens
-from indexer.changes import Change, Piece, Put, Remove, Restamp, Skip
+from indexer.changes import Piece, Put, Remove, Restamp
 from indexer.decode import FPS, TEXT_EXTENSIONS, reads_ocr
 from indexer.decode.ocr import Ocr
 from indexer.discover import Found, Walk
@@ -36,6 +36,7 @@ from indexer.encoders.precision import FLOAT32
 from indexer.fitting import Fitting
 from indexer.index import Index
 from indexer.lanes import Embedded, Lanes
+from indexer.ledger import CHANGES_BATCH, Ledger, asset_of
 from indexer.performance import Performance
 from indexer.performing import Performing
 from indexer.processes import Model, Processes, load_embed
@@ -52,10 +53,6 @@ if TYPE_CHECKING:
 
 MAX_TEXT_BYTES = 20_000_000
 """A text file above this is skipped unless asked for: 20 MB are some 40,000 passages."""
-
-_CHANGES_BATCH = 256
-_RACY_NS = 2_000_000_000
-"""A file stamped less than this long ago may change again within the same tick of its file system's clock."""
 
 
 def update(
@@ -153,23 +150,17 @@ class _Run:
         progress: Callable[[Progress], None],
         say: Callable[[str], None],
     ) -> None:
-        self.writer = writer
+        self._writer = writer
         self._lists = lists
-        self.encoder = encoder
-        self.encode_texts: Fitting[np.ndarray] = Fitting(encoder.encode_texts, "texts", say)
-        self.max_text_bytes = max_text_bytes
+        self._encoder = encoder
+        self._encode_texts: Fitting[np.ndarray] = Fitting(encoder.encode_texts, "texts", say)
+        self._max_text_bytes = max_text_bytes
         self._fps = fps
-        self.ocr = ocr
-        self.progress = progress
+        self._ledger = Ledger(writer, ocr)
+        self._progress = progress
         self.todo: list[Found] = []
-        self._stamps: dict[str, Stamp] = {}
         self._gone: dict[str, Stamp] = {}
-        self._digests: set[bytes] = set()
-        self._counts = dict.fromkeys(("added", "updated", "moved", "duplicates", "removed", "unchanged", "items"), 0)
-        self._skipped: list[Skipped] = []
         self._skipped_before = 0
-        self._changes: list[Change] = []
-        self._touched: set[int] = set()
         self._claimed: set[int] = set()
         self._pictures: list[tuple[Read, np.ndarray]] = []
         self._sent: deque[tuple[list[Read], Future[list[Embedded]]]] = deque()
@@ -182,21 +173,21 @@ class _Run:
     def plan(self, walk: Walk, roots: Sequence[str | Path]) -> None:
         """Walk, and compare what is found with what the catalogue knows."""
         tops = [os.path.abspath(root) for root in roots]
-        with self.writer.catalogue.read() as reader:
-            self._stamps = reader.stamps(tops)
-            self._digests = reader.digests()
+        with self._writer.catalogue.read() as reader:
+            self._ledger.stamps = reader.stamps(tops)
+            self._ledger.digests = reader.digests()
         seen: set[str] = set()
         for found in walk:
             if found.path in seen:
                 continue
-            stamp = self._stamps.get(found.path)
+            stamp = self._ledger.stamps.get(found.path)
             same = stamp is not None and (stamp.size, stamp.mtime_ns) == (found.size, found.mtime_ns)
             if not (same and stamp and stamp.asset_id is not None) and is_script_file(found.path):
                 if found.path in tops:
-                    self._skipped.append(Skipped(found.path, "is the source of a program, and no video"))
+                    self._ledger.skipped.append(Skipped(found.path, "is the source of a program, and no video"))
                 continue
             seen.add(found.path)
-            if self.ocr and stamp and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
+            if self._ledger.ocr and stamp and stamp.asset_id is not None and not stamp.ocr and reads_ocr(found.path):
                 self._unread.add(found.path)  # its content is known, the text in its pictures is not
                 self.todo.append(found)
             elif stamp is None or not stamp.complete or not same:
@@ -204,27 +195,28 @@ class _Run:
             elif stamp.asset_id is None:
                 self._skipped_before += 1
             else:
-                self._counts["unchanged"] += 1
-        self._skipped.extend(walk.skipped)
+                self._ledger.counts["unchanged"] += 1
+        self._ledger.skipped.extend(walk.skipped)
         blind = list(walk.blind) + self._emptied(tops, seen)
         self._gone = {
             path: stamp
-            for path, stamp in self._stamps.items()
+            for path, stamp in self._ledger.stamps.items()
             if path not in seen and not any(_is_below(path, folder) for folder in blind)
         }
 
     def _emptied(self, tops: Sequence[str], seen: set[str]) -> list[str]:
         """Folders that had files and have none now: rather a drive that is not mounted than a mass deletion."""
         emptied = []
+        indexed = [path for path, stamp in self._ledger.stamps.items() if stamp.asset_id is not None]
         for top in filter(os.path.isdir, tops):
-            known = sum(_is_below(path, top) for path, stamp in self._stamps.items() if stamp.asset_id is not None)
+            known = sum(_is_below(path, top) for path in indexed)
             if known and not any(_is_below(path, top) for path in seen):
                 emptied.append(top)
                 reason = (
                     f"holds nothing to index now, but {known:,} of its files are in the index; they are kept in case a "
                     "drive is not mounted ('mmsearch remove' takes them out)"
                 )
-                self._skipped.append(Skipped(top, reason))
+                self._ledger.skipped.append(Skipped(top, reason))
         return emptied
 
     # -- reading, ahead of the model, in threads ---------------------------------------------------------------------
@@ -233,41 +225,44 @@ class _Run:
         """Read everything that is to be done, in order, and store it batch by batch."""
         with (
             pool as self._lanes,
-            Performing(self.writer.folder, self.encoder, self._lanes.meter) as self._performing,
-            closing(read_ahead(self._performing.reading.timed(self._read), self.todo)) as reads,
+            closing(Performing(self._writer.folder, self._encoder, self._lanes.meter)) as self._performing,
+            closing(read_ahead(self._read, self.todo)) as reads,
         ):
-            self._streams = Streams(self, self._lanes, self._fps)
+            self._streams = Streams(
+                self._ledger, self._encoder, self._encode_texts, self._lanes, self._fps, self._within
+            )
             for read in reads:
                 self._store(read)
                 if self._lists is not None:
-                    self._lists.look(self.writer)
+                    self._lists.look(self._writer)
             self._send_pictures()
             while self._sent:
                 self._store_pictures()
             self._streams.flush()
-            self.flush_changes()
+            self._ledger.flush()
             self._figures = self._performing.finish()
 
     def _read(self, found: Found) -> Read:
         unread = found.path in self._unread
-        return read_file(
-            found,
-            self.encoder,
-            lambda digest: unread or digest not in self._digests,
-            self.max_text_bytes,
-            self.writer.digest,
-            self.ocr,
-        )
+        with self._performing.reading.work():
+            return read_file(
+                found,
+                self._encoder,
+                lambda digest: unread or digest not in self._ledger.digests,
+                self._max_text_bytes,
+                self._writer.digest,
+                self._ledger.ocr,
+            )
 
     # -- storing, in the main thread ---------------------------------------------------------------------------------
 
     def _store(self, read: Read) -> None:
         path = read.found.path
         if read.vanished:
-            if path in self._stamps:
-                self._gone[path] = self._stamps[path]
+            if path in self._ledger.stamps:
+                self._gone[path] = self._ledger.stamps[path]
         elif read.fault is not None:
-            self.skip(read, read.fault, self.old(path))
+            self._ledger.skip(read, read.fault, self._ledger.old(path))
         elif read.unwanted:
             self._store_known(read)
         elif read.prepared is not None:
@@ -277,54 +272,49 @@ class _Run:
         else:
             self._streams.take(read)
         self._done += 1
-        self.progress(Progress(self._done, len(self.todo), len(self._skipped), path))
+        self._within(path, 0.0)
 
-    def _queue(self, *changes: Change) -> None:
-        for change in changes:
-            if isinstance(change, Restamp):
-                self._touched.add(change.asset_id)
-            if not isinstance(change, Remove):
-                self._touched.update(change.replaces)
-        self._changes.extend(changes)
-        if len(self._changes) >= _CHANGES_BATCH:
-            self.flush_changes()
+    def _within(self, path: str, share: float) -> None:
+        """So much of a file, from 0 to 1, has been gone through."""
+        self._progress(Progress(self._done, len(self.todo), len(self._ledger.skipped), path, share))
 
     def _store_known(self, read: Read) -> None:
         """A file whose content the index has: it was touched, moved, or is a copy. The model is not asked."""
-        old = self.old(read.found.path)
+        old = self._ledger.old(read.found.path)
         candidates = self._candidates(read)
-        if any(asset_id in self._touched for asset_id, _ in candidates):
-            self.flush_changes()  # what the catalogue says of them is about to change
+        if any(asset_id in self._ledger.touched for asset_id, _ in candidates):
+            self._ledger.flush()  # what the catalogue says of them is about to change
             candidates = self._candidates(read)
-        asset = _asset(read)
+        asset = asset_of(read)
         own = next((c for c in candidates if c[0] in old), None)
         moved = next((c for c in candidates if c[1].path and not os.path.lexists(c[1].path)), None)
         if own:
-            self._queue(Restamp(own[0], replace(own[1], mtime_ns=asset.mtime_ns)))
-            self._counts["unchanged"] += 1
+            self._ledger.queue(Restamp(own[0], replace(own[1], mtime_ns=asset.mtime_ns)))
+            self._ledger.counts["unchanged"] += 1
         elif moved:
             self._claimed.add(moved[0])
-            self._queue(Restamp(moved[0], replace(asset, modality=moved[1].modality, taken=moved[1].taken), old))
-            self._counts["moved"] += 1
+            self._ledger.queue(Restamp(moved[0], replace(asset, modality=moved[1].modality, taken=moved[1].taken), old))
+            self._ledger.counts["moved"] += 1
         elif candidates:
-            pieces, vectors, tokens = self.writer.fetch_pieces(candidates[0][0])
+            pieces, vectors, tokens = self._writer.fetch_pieces(candidates[0][0])
             known = candidates[0][1]
             asset = replace(asset, modality=known.modality, taken=known.taken)
-            self._queue(Put(asset, pieces, vectors, old, tokens=tokens, likeness=self._likeness(candidates[0][0])))
-            self._counts["updated" if old else "duplicates"] += 1
-            self._counts["items"] += len(pieces)
+            likeness = self._likeness(candidates[0][0])
+            self._ledger.queue(Put(asset, pieces, vectors, old, tokens=tokens, likeness=likeness))
+            self._ledger.counts["updated" if old else "duplicates"] += 1
+            self._ledger.counts["items"] += len(pieces)
         else:
             # Its content left the index during this run (two files changed places): read it as if it were new.
-            self._digests.discard(read.digest)
+            self._ledger.digests.discard(read.digest)
             self._done -= 1
             self._store(self._read(read.found))
 
     def _likeness(self, asset_id: int) -> Likeness | None:
-        with self.writer.catalogue.read() as reader:
+        with self._writer.catalogue.read() as reader:
             return reader.likenesses([asset_id]).get(asset_id)
 
     def _candidates(self, read: Read) -> list[tuple[int, Asset]]:
-        with self.writer.catalogue.read() as reader:
+        with self._writer.catalogue.read() as reader:
             return [c for c in reader.assets_with_digest(read.digest) if _same_kind(c[1], read.found)]
 
     def _send_pictures(self) -> None:
@@ -347,104 +337,42 @@ class _Run:
 
     def _store_embedded(self, reads: list[Read], of_pictures: list[Embedded]) -> None:
         """Commit pictures with what the model made of them; texts that belong to them are embedded first."""
-        of_texts = iter(encode_each(self.encode_texts, [text.text for read in reads for text in read.texts]))
+        of_texts = iter(encode_each(self._encode_texts, [text.text for read in reads for text in read.texts]))
         for read, embedded in zip(reads, of_pictures, strict=True):
             texts = [(text, next(of_texts)) for text in read.texts]
-            old = self.old(read.found.path)
+            old = self._ledger.old(read.found.path)
             if isinstance(embedded, str):
-                self.skip(read, embedded, old)
+                self._ledger.skip(read, embedded, old)
                 continue
             vector, tokens = embedded
             sound = [(text, one) for text, one in texts if not isinstance(one, str)]
             pieces = [Piece(Modality.IMAGE), *(Piece(Modality.TEXT, t.span, t.text, t.source) for t, _ in sound)]
             vectors = np.stack([vector, *(one for _, one in sound)])
-            put = Put(_asset(read), pieces, vectors, old, tokens=[tokens, *(None for _ in sound)])
-            self._queue(replace(put, ocr=self.ocr is not None, likeness=read.likeness))
-            self._counts["updated" if old else "added"] += 1
-            self._counts["items"] += len(pieces)
-        self.flush_changes()
-        self._digests.update(read.digest for read in reads)
-
-    # -- what its files of many pieces ask of a run ------------------------------------------------------------------
-
-    def begun(self, read: Read) -> int | None:
-        """The asset that an interrupted run began to write of this very content under this path, if any."""
-        stamp = self._stamps.get(read.found.path)
-        if stamp is None or stamp.asset_id is None or stamp.complete:
-            return None
-        with self.writer.catalogue.read() as reader:
-            same = reader.asset(stamp.asset_id).digest == read.digest and stamp.ocr == (self.ocr is not None)
-            return stamp.asset_id if same else None
-
-    def old(self, path: str) -> list[int]:
-        """The assets that stand under ``path`` now and must go when something else takes their place."""
-        stamp = self._stamps.get(path)
-        return [stamp.asset_id] if stamp is not None and stamp.asset_id is not None else []
-
-    def asset(self, read: Read) -> Asset:
-        """The file as the catalogue is to know it."""
-        return _asset(read)
-
-    def skip(self, read: Read, reason: str, gone: Sequence[int]) -> None:
-        """A file is not to be indexed, and these assets of it must go."""
-        self._skipped.append(Skipped(read.found.path, reason))
-        self._queue(Skip(read.found.path, read.found.size, read.found.mtime_ns, reason, gone))
-
-    def partly(self, place: str, reason: str) -> None:
-        """A part of a file is not in the index."""
-        self._skipped.append(Skipped(place, reason))
-
-    def queue(self, change: Remove) -> None:
-        """Make a change with the next ones."""
-        self._queue(change)
-
-    def flush_changes(self) -> None:
-        """Make the changes that are queued."""
-        if self._changes:
-            self.writer.apply(self._changes)
-        self._changes.clear()
-        self._touched.clear()
-
-    def stored(self, asset: Asset) -> None:
-        """A file is in the index as a whole."""
-        self._counts["updated" if self.old(asset.path) else "added"] += 1
-        self._digests.add(asset.digest)
-
-    def within(self, path: str, share: float) -> None:
-        """So much of a file, from 0 to 1, has been gone through."""
-        self.progress(Progress(self._done, len(self.todo), len(self._skipped), path, share))
-
-    def count_items(self, count: int) -> None:
-        """So many pieces more are in the index."""
-        self._counts["items"] += count
+            put = Put(asset_of(read), pieces, vectors, old, tokens=[tokens, *(None for _ in sound)])
+            self._ledger.queue(replace(put, ocr=self._ledger.ocr is not None, likeness=read.likeness))
+            self._ledger.stored(put.asset)
+            self._ledger.counts["items"] += len(pieces)
+        self._ledger.flush()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def purge(self) -> None:
         """Take out what is gone."""
         gone = [s.asset_id for s in self._gone.values() if s.asset_id is not None and s.asset_id not in self._claimed]
-        for start in range(0, len(gone), _CHANGES_BATCH):
-            self.writer.apply([Remove(gone[start : start + _CHANGES_BATCH])])
-        self._counts["removed"] = len(gone)
-        self.writer.forget_skipped([path for path, stamp in self._gone.items() if stamp.asset_id is None])
+        for start in range(0, len(gone), CHANGES_BATCH):
+            self._writer.apply([Remove(gone[start : start + CHANGES_BATCH])])
+        self._ledger.counts["removed"] = len(gone)
+        self._writer.forget_skipped([path for path, stamp in self._gone.items() if stamp.asset_id is None])
 
     def report(self, seconds: float) -> UpdateReport:
         """What was done."""
         return UpdateReport(
-            **self._counts,
+            **self._ledger.counts,
             seconds=seconds,
-            skipped=tuple(self._skipped),
+            skipped=tuple(self._ledger.skipped),
             skipped_before=self._skipped_before,
             performance=self._figures,
         )
-
-
-def _asset(read: Read) -> Asset:
-    found = read.found
-    mtime_ns = found.mtime_ns
-    if abs(time.time_ns() - mtime_ns) < _RACY_NS:
-        mtime_ns -= 1  # looks changed to the next run, which then compares the content
-    return Asset(found.path, found.modality, found.size, mtime_ns, read.digest, read.taken)
 
 
 def _same_kind(asset: Asset, found: Found) -> bool:

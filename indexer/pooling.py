@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-
-Pool = Callable[[np.ndarray], np.ndarray]
-"""Unit rows of the frames of a clip ``(T, D)`` to the unit row of the clip ``(D,)``."""
 
 
 def most_central(vectors: np.ndarray) -> int:
@@ -31,5 +26,5 @@ def best_frame(vectors: np.ndarray) -> np.ndarray:
     return frame
 
 
-POOL: Pool = mean
-"""How clips are pooled."""
+POOL = mean
+"""How clips are pooled: unit rows of the frames of a clip ``(T, D)`` to the unit row of the clip ``(D,)``."""

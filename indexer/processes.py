@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -49,18 +49,18 @@ class Processes:
     def __init__(self, make: Make, devices: Sequence[str], say: Say = lambda _: None) -> None:
         self.count = len(devices)
         self.meter = Meter(self.count)
-        self._workers = [_Worker(make, device, say) for device in devices]
+        self._make, self._devices, self._say = make, devices, say
+        self._started = ExitStack()
         self._free: SimpleQueue[_Worker] = SimpleQueue()
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="mmsearch-device")
 
     def __enter__(self) -> Processes:
-        try:
-            for worker in self._workers:
-                worker.start()
+        with self._started as started:
+            for device in self._devices:
+                worker = _Worker(self._make, device, self._say)
+                started.callback(worker.end)
                 self._free.put(worker)
-        except BaseException as exc:
-            self.__exit__(type(exc), exc, exc.__traceback__)
-            raise
+            self._started = started.pop_all()
         return self
 
     def __exit__(
@@ -68,8 +68,7 @@ class Processes:
     ) -> None:
         if error is None:
             self._threads.shutdown()
-        for worker in self._workers:
-            worker.end()
+        self._started.close()
         self._threads.shutdown(cancel_futures=True)
 
     def submit(self, prepared: list[np.ndarray]) -> Future[list[Embedded]]:
@@ -90,26 +89,23 @@ class Processes:
 
 
 class _Worker:
-    """The process of one device, as seen from here."""
+    """The process of one device, as seen from here; it loads the model when its first batch comes.
+
+    Raises:
+        ModelError: the system lets no process be started, or a part of the model cannot be sent to one.
+    """
 
     def __init__(self, make: Make, device: str, say: Say) -> None:
         self._device, self._say = device, say
         context = multiprocessing.get_context("spawn")
-        self._connection, self._theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._theirs, make, device), daemon=True)
-
-    def start(self) -> None:
-        """Start it; it loads the model when its first batch comes.
-
-        Raises:
-            ModelError: the system lets no process be started, or a part of the model cannot be sent to one.
-        """
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, device), daemon=True)
         try:
             self._process.start()
         except Exception as exc:
             raise ModelError(f"cannot start a process that embeds: {exc}; name one device") from exc
         finally:
-            self._theirs.close()  # so that the end of the process is the end of the pipe
+            theirs.close()  # so that the end of the process is the end of the pipe
 
     def embed(self, prepared: list[np.ndarray]) -> list[Embedded]:
         """What the process makes of a batch; it has one at a time."""
@@ -133,9 +129,8 @@ class _Worker:
 
     def end(self) -> None:
         """End it, whatever it is at."""
-        if self._process.pid is not None:
-            self._process.kill()
-            self._process.join()
+        self._process.kill()
+        self._process.join()
         self._connection.close()
 
 

@@ -33,7 +33,7 @@ from indexer.decode.likeness import likeness
 from indexer.decode.ocr import MAX_SIDE, Ocr, read_picture
 from indexer.discover import Found
 from indexer.encoders import Encoder
-from indexer.errors import DecodeError
+from indexer.errors import DecodeError, fault_of
 from indexer.lanes import one_core
 from indexer.records import Likeness
 from indexer.types import Modality, Span
@@ -114,16 +114,10 @@ def read_file(
             now = os.stat(found.path)
             found = replace(found, size=now.st_size, mtime_ns=now.st_mtime_ns)
         return Read(found, fault="it keeps changing while it is read; the next run tries again")
-    except DecodeError as exc:
-        return Read(found, fault=str(exc))
     except FileNotFoundError:
         return Read(found, vanished=True)
-    except OSError as exc:
-        return Read(found, fault=f"cannot be read: {exc.strerror or exc}")
-    except MemoryError:
-        return Read(found, fault="does not fit into memory")
     except Exception as exc:  # whatever a decoder does with a hostile file, the other files are not its business
-        return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
+        return Read(found, fault=fault_of(exc))
 
 
 def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes, by: Digest) -> Read:
@@ -140,16 +134,10 @@ def read_still(found: Found, span: Span, encoder: Encoder, digest: bytes, by: Di
                 return Read(found, unwanted=True)
         image = still(found.path, stream_suffix(found.path, found.modality), span, encoder.image_size)
         return Read(found, digest, prepared=encoder.prepare(image))
-    except DecodeError as exc:
-        return Read(found, fault=str(exc))
     except FileNotFoundError:
         return Read(found, vanished=True)
-    except OSError as exc:
-        return Read(found, fault=f"cannot be read: {exc.strerror or exc}")
-    except MemoryError:
-        return Read(found, fault="does not fit into memory")
     except Exception as exc:  # whatever a decoder does with a hostile file, the other files are not its business
-        return Read(found, fault=f"cannot be decoded: {type(exc).__name__}: {exc}")
+        return Read(found, fault=fault_of(exc))
 
 
 def _read_once(

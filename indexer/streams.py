@@ -8,66 +8,26 @@ last stored piece, if the file is still the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
 from indexer.changes import Piece, Put, Remove
 from indexer.decode import Passage, Picture, Source, decode, stream_suffix
-from indexer.decode.ocr import Ocr
 from indexer.embedding import encode_each
 from indexer.encoders import Encoder
-from indexer.errors import DecodeError
+from indexer.errors import DecodeError, fault_of
 from indexer.fitting import Fitting
 from indexer.lanes import Pool, in_parts
+from indexer.ledger import Ledger, asset_of
 from indexer.pooling import POOL, most_central
 from indexer.reading import IMAGE_BATCH, Read, open_regular
-from indexer.types import Asset, Modality, Span
-from indexer.writer import IndexWriter
+from indexer.types import Asset, Modality, Skipped, Span
 
 TEXT_BATCH = 64
-
-
-class Run(Protocol):
-    """What a run of the pipeline does for its files of many pieces."""
-
-    writer: IndexWriter
-    encoder: Encoder
-    encode_texts: Fitting[np.ndarray]
-    ocr: Ocr | None
-
-    def begun(self, read: Read) -> int | None:
-        """The asset that an interrupted run began to write of this very content under this path, if any."""
-
-    def old(self, path: str) -> list[int]:
-        """The assets that stand under ``path`` now and must go when something else takes their place."""
-
-    def asset(self, read: Read) -> Asset:
-        """The file as the catalogue is to know it."""
-
-    def skip(self, read: Read, reason: str, gone: Sequence[int]) -> None:
-        """A file is not to be indexed, and these assets of it must go."""
-
-    def partly(self, place: str, reason: str) -> None:
-        """A part of a file is not in the index."""
-
-    def queue(self, change: Remove) -> None:
-        """Make a change with the next ones."""
-
-    def flush_changes(self) -> None:
-        """Make the changes that are queued."""
-
-    def stored(self, asset: Asset) -> None:
-        """A file is in the index as a whole."""
-
-    def within(self, path: str, share: float) -> None:
-        """So much of a file, from 0 to 1, has been gone through."""
-
-    def count_items(self, count: int) -> None:
-        """So many pieces more are in the index."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,11 +38,11 @@ class _File:
     asset: Asset
     replaces: list[int]
     asset_id: int | None
-    last: Span | None
-    page_begins: int
-    seen: int
+    last: Span | None = None
+    page_begins: int = 0
+    seen: int = 0
     """Pieces that came out of the decoder, now or in the run that was interrupted."""
-    stored: int
+    stored: int = 0
     waiting: list[tuple[int, Passage | Picture]] = field(default_factory=list)
     done: bool = False
 
@@ -98,12 +58,27 @@ class _Embedded:
 
 
 class Streams:
-    """The files of many pieces of one run."""
+    """The files of many pieces of one run.
 
-    def __init__(self, run: Run, lanes: Pool, fps: float) -> None:
-        self._run = run
+    Args:
+        within: told how much of a file, from 0 to 1, has been gone through.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        encoder: Encoder,
+        encode_texts: Fitting[np.ndarray],
+        lanes: Pool,
+        fps: float,
+        within: Callable[[str, float], None],
+    ) -> None:
+        self._ledger = ledger
+        self._encoder = encoder
+        self._encode_texts = encode_texts
         self._lanes = lanes
         self._fps = fps
+        self._within = within
         self._files: list[_File] = []
         self._texts = 0
         self._frames = 0
@@ -126,7 +101,7 @@ class Streams:
                     if isinstance(piece, Picture):
                         self._frames += len(piece.frames)
                         if piece.share:
-                            self._run.within(path, piece.share)
+                            self._within(path, piece.share)
                     else:
                         self._texts += 1
                     if self._texts >= TEXT_BATCH or self._frames >= IMAGE_BATCH:
@@ -138,33 +113,29 @@ class Streams:
                 raise DecodeError("there is nothing in it to search for")
         except FileNotFoundError:
             self._abandon(file, None)
-        except OSError as exc:
-            self._abandon(file, f"cannot be read: {exc.strerror or exc}")
-        except DecodeError as exc:
-            self._abandon(file, str(exc))
+        except (OSError, DecodeError) as exc:
+            self._abandon(file, fault_of(exc))
         else:
             file.done = True
 
     def _begin(self, read: Read) -> _File:
         """A new file, or the rest of one that an interrupted run began."""
-        asset = self._run.asset(read)
-        asset_id = self._run.begun(read)
-        file = _File(read, asset, self._run.old(read.found.path), None, None, 0, 0, 0)
+        asset = asset_of(read)
+        asset_id = self._ledger.begun(read)
+        file = _File(read, asset, self._ledger.old(read.found.path) if asset_id is None else [], asset_id)
         if asset_id is not None:
-            with self._run.writer.catalogue.read() as reader:
-                last = reader.last_item(asset_id)
-                page = None if last is None or last[1] is None else last[1].page
-                page_begins = 0 if page is None else reader.page_begins(asset_id, page)
-            file = _File(read, asset, [], asset_id, None, page_begins, 0, 0)
-            if last is not None:
-                file.seen = file.stored = last[0] + 1
-                file.last = last[1]
+            with self._ledger.writer.catalogue.read() as reader:
+                if (last := reader.last_item(asset_id)) is not None:
+                    file.seen = file.stored = last[0] + 1
+                    file.last = last[1]
+                if file.last is not None and file.last.page is not None:
+                    file.page_begins = reader.page_begins(asset_id, file.last.page)
         self._files.append(file)
         return file
 
     def _pieces(self, file: _File, stream: BinaryIO) -> Generator[Passage | Picture, None, None]:
         """What the decoder gives; whatever it raises on a hostile file is a DecodeError, and only what it raises."""
-        path, encoder = file.read.found.path, self._run.encoder
+        path, encoder = file.read.found.path, self._encoder
         source = Source(
             path,
             stream,
@@ -173,21 +144,19 @@ class Streams:
             encoder.image_size,
             encoder.max_tokens,
             encoder.count_tokens,
-            lambda reason: self._run.partly(path, reason),
+            lambda reason: self._ledger.skipped.append(Skipped(path, reason)),
             file.stored,
             file.last,
             file.page_begins,
-            self._run.ocr,
+            self._ledger.ocr,
             self._fps,
         )
         try:
             yield from decode(source)
         except (DecodeError, OSError):
             raise
-        except MemoryError as exc:
-            raise DecodeError("does not fit into memory") from exc
         except Exception as exc:
-            raise DecodeError(f"cannot be decoded: {type(exc).__name__}: {exc}") from exc
+            raise DecodeError(fault_of(exc)) from exc
 
     def _abandon(self, file: _File, reason: str | None) -> None:
         """Take a file that turned out bad, or vanished, out again."""
@@ -195,9 +164,9 @@ class Streams:
         self._count_waiting()
         gone = file.replaces + ([file.asset_id] if file.asset_id is not None else [])
         if reason is not None:
-            self._run.skip(file.read, reason, gone)
+            self._ledger.skip(file.read, reason, gone)
         elif gone:
-            self._run.queue(Remove(gone))
+            self._ledger.queue(Remove(gone))
 
     def _count_waiting(self) -> None:
         waiting = [piece for file in self._files for _, piece in file.waiting]
@@ -210,7 +179,7 @@ class Streams:
         waiting = [(file, ordinal, piece) for file in files for ordinal, piece in file.waiting]
         texts = [piece.text for _, _, piece in waiting if isinstance(piece, Passage)]
         frames = [frame for _, _, piece in waiting if isinstance(piece, Picture) for frame in piece.frames]
-        of_texts = iter(encode_each(self._run.encode_texts, texts))
+        of_texts = iter(encode_each(self._encode_texts, texts))
         of_frames = iter(in_parts(self._lanes, frames, max(1, IMAGE_BATCH // self._lanes.count)))
         made: dict[int, list[_Embedded]] = {id(file): [] for file in files}
         for file, ordinal, piece in waiting:
@@ -221,26 +190,26 @@ class Streams:
                 new = Piece(Modality.TEXT, piece.span, piece.text, piece.source)
                 embedded = vector if isinstance(vector, str) else _Embedded(ordinal, new, vector, None)
             if isinstance(embedded, str):
-                self._run.partly(_place(file.asset.path, piece.span), embedded)
+                self._ledger.skipped.append(Skipped(_place(file.asset.path, piece.span), embedded))
             else:
                 made[id(file)].append(embedded)
         self._store(files, [made[id(file)] for file in files])
 
     def _store(self, files: Sequence[_File], made: Sequence[Sequence[_Embedded]]) -> None:
-        self._run.flush_changes()
+        self._ledger.flush()
         puts: list[tuple[_File, Put]] = []
         for file, embedded in zip(files, made, strict=True):
             file.waiting = []
             if embedded or file.asset_id is not None:
-                put = _put(file, embedded, self._run.encoder.dim)
-                puts.append((file, replace(put, ocr=self._run.ocr is not None)))
+                put = _put(file, embedded, self._encoder.dim)
+                puts.append((file, replace(put, ocr=self._ledger.ocr is not None)))
             elif file.done:
-                self._run.skip(file.read, "the model takes nothing of it", file.replaces)
-        for (file, put), asset_id in zip(puts, self._run.writer.apply([put for _, put in puts]), strict=True):
+                self._ledger.skip(file.read, "the model takes nothing of it", file.replaces)
+        for (file, put), asset_id in zip(puts, self._ledger.writer.apply([put for _, put in puts]), strict=True):
             file.asset_id, file.replaces = asset_id, []
-            self._run.count_items(len(put.pieces))
+            self._ledger.counts["items"] += len(put.pieces)
             if file.done:
-                self._run.stored(file.asset)
+                self._ledger.stored(file.asset)
         self._files = [file for file in self._files if not file.done]
         self._count_waiting()
 

@@ -168,8 +168,3 @@ class VectorFile(RowFile):
         for query, new in zip(queries, newest, strict=True):
             old = lists.candidates(query, k, allowed=allowed, dead=dead, probes=probes)
             yield np.concatenate([old, new + first])
-
-    def stats(self) -> dict[str, int]:
-        """``rows`` in the file (erased ones counted), ``dim``, and ``bytes`` on disk."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        return {"rows": self.rows, "dim": self.dim, "bytes": size}

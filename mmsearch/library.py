@@ -105,7 +105,7 @@ def open(  # named as callers say it: mmsearch.open
         path: the index folder; by default ``MMSEARCH_INDEX`` or the user's data folder.
         model: ``mini``, an open_clip name, a checkpoint folder or an ``Encoder``. By default the model that made the
             index, and ``mini`` for a new one.
-        device: ``cuda`` (the first GPU for the model, all of them for the search), ``cuda:1``, ``mps`` or ``cpu``; by
+        device: ``cuda`` (the first GPU for the model, any of them for the search), ``cuda:1``, ``mps`` or ``cpu``; by
             default the best there is. With several, as in ``cuda:0,cuda:1``, ``index`` embeds many pictures in a
             process for each; a program of yours then needs its ``if __name__ == "__main__"``.
         reranker: the folder of a reranker, the name of one (``blip-itm-base-coco``; ``load_reranker`` lists them), or a

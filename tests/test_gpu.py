@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indexer import gpu
-from indexer.gpu import GpuSearch, HalfScan, Placement, place, placements
+from indexer.gpu import GpuSearch, HalfScan, placements
 from indexer.vectors import VectorFile
 
 GB = 1 << 30
@@ -19,27 +19,20 @@ GB = 1 << 30
 @pytest.mark.parametrize(
     ("free", "expected"),
     [
-        ([4 * GB], Placement((0,), shards=False)),
-        ([4 * GB, int(1.5 * GB)], Placement((0,), shards=False)),
-        ([int(1.6 * GB), 4 * GB, 3 * GB], Placement((1, 2), shards=False)),
-        ([int(1.5 * GB), int(1.5 * GB)], Placement((0, 1), shards=True)),
-        ([int(1.4 * GB), GB, int(1.4 * GB), int(1.4 * GB)], Placement((0, 2, 3), shards=True)),
-        ([int(1.5 * GB)], None),
-        ([GB // 2] * 8, None),
-        ([], None),
+        ([4 * GB], [(0,)]),
+        ([4 * GB, int(1.5 * GB)], [(0,), (0, 1)]),
+        ([int(1.6 * GB), 4 * GB, 3 * GB], [(1,), (1, 2), (0, 1, 2)]),
+        ([8 * GB, GB], [(0,)]),
+        ([int(1.5 * GB), int(1.5 * GB)], [(0, 1)]),
+        ([int(1.4 * GB), GB, int(1.4 * GB), int(1.4 * GB)], [(0, 2, 3)]),
+        ([int(1.5 * GB)], []),
+        ([GB // 2] * 8, []),
+        ([], []),
     ],
 )
-def test_where_a_gigabyte_goes(free: list[int], expected: Placement | None) -> None:
+def test_where_a_gigabyte_goes(free: list[int], expected: list[tuple[int, ...]]) -> None:
     """1,000,000 × 512 as float16 are 1.02 GB (0.95 of 2^30), and 2^30 bytes of every GPU are left to FAISS."""
-    assert place(1_000_000, 512, free) == expected
-
-
-def test_shards_follow_replicas_that_did_not_fit_after_all() -> None:
-    assert placements(1_000_000, 512, [8 * GB] * 2) == [Placement((0, 1), False), Placement((0, 1), True)]
-    assert placements(1_000_000, 512, [8 * GB, GB]) == [Placement((0,), False), Placement((0, 1), True)]
-    assert placements(1_000_000, 512, [int(1.5 * GB)] * 2) == [Placement((0, 1), True)]
-    assert placements(1_000_000, 512, [8 * GB]) == [Placement((0,), False)]
-    assert placements(1_000_000, 512, [GB]) == placements(1_000_000, 512, []) == []
+    assert list(placements(1_000_000, 512, free)) == expected
 
 
 class Gpus:
@@ -84,12 +77,12 @@ class Filling:
 @pytest.mark.parametrize(
     ("rows", "groups"),
     [
-        (600, [([0, 1], 598)]),
-        (300, [([0, 1], 598), ([0], 299), ([1], 299)]),
-        (200, [([0, 1], 598), ([0], 299)]),
+        (600, [([0], 598)]),
+        (300, [([0], 598), ([0], 299), ([1], 299)]),
+        (200, [([0], 598), ([0], 299)]),
     ],
 )
-def test_vectors_that_do_not_fit_on_each_gpu_are_shared_out(
+def test_vectors_that_do_not_fit_on_one_gpu_are_shared_out(
     rows: int, groups: list[tuple[list[int], int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 600 rows two are gone. Where there is no room for half of them either, the CPU answers."""
@@ -161,7 +154,7 @@ def test_a_file_with_a_copy_on_a_gpu_answers_the_same(tmp_path: Path, monkeypatc
     plain = VectorFile(tmp_path / "v", 16, 2100)
     loaded = []
 
-    def load(_file: gpu.Rows, dead: np.ndarray, numbers: Sequence[int] | None) -> HalfScan:
+    def load(_file: VectorFile, dead: np.ndarray, numbers: Sequence[int] | None) -> HalfScan:
         assert numbers == (0, 1)
         loaded.append(len(dead))
         return scan(rows[:2000], 2, dead)

@@ -76,10 +76,10 @@ def test_work_and_waiting_add_up_to_the_time_of_the_threads() -> None:
     assert ends is not None and stage.seconds + stage.waited == pytest.approx(ends, abs=0.03)
 
 
-def test_a_call_that_fails_was_work_too() -> None:
+def test_what_fails_was_work_too() -> None:
     meter = Meter(1)
-    with pytest.raises(ZeroDivisionError):
-        meter.timed(lambda n: 1 // n)(0)
+    with pytest.raises(ZeroDivisionError), meter.work():
+        _ = 1 // 0
     assert meter.stage().count == 1
 
 

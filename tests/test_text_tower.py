@@ -278,8 +278,9 @@ class TestArithmetic:
             "head.0": np.array([[2.0], [3.0]], np.float32),
         }
         tower = NumpyTower(plan, weights)
-        assert [tower.features(ids).tolist() for ids in ([0], [0, 1], [1, 1], [])] == [[-1], [-0.5], [0], [-1]]
-        assert tower.features_of([[0], [0, 1], [1, 1], []]).tolist() == [[-1], [-0.5], [0], [-1]]
+        assert [tower.features_and_states([ids])[0].tolist() for ids in ([0], [0, 1], [])] == [[[-1]], [[-0.5]], [[-1]]]
+        features, states = tower.features_and_states([[0], [0, 1], [1, 1], []])
+        assert features.tolist() == [[-1], [-0.5], [0], [-1]] and [len(one) for one in states] == [1, 2, 2, 1]
         with pytest.raises(ValueError, match="positions"):
             NumpyTower(plan, weights | {"positions": np.zeros((3, 2), np.float32)})
         with pytest.raises(ValueError, match="no such step: swish"):

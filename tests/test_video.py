@@ -8,7 +8,10 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -23,6 +26,7 @@ from test_survival import start
 import mmsearch
 from indexer import pooling
 from indexer.decode import Passage, Picture, Source, decode, still
+from indexer.decode.ahead import ahead
 from indexer.errors import DecodeError
 from indexer.index import Index
 from indexer.pipeline import add_tokens, update
@@ -441,6 +445,42 @@ def test_hostile_files_are_named_and_the_others_go_on(folder: Path, library: mms
     kinds = {hit.path.name: hit.kind for hit in library.query("green", k=20) if hit.path}
     assert kinds["picture.mp4"] == "image" and kinds["film.jpg"] == "video" and kinds["film.mp4"] == "video"
     assert library.verify().sound
+
+
+# -- ahead -------------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_made_a_few_ahead_in_one_thread_until_nobody_wants_them() -> None:
+    made: list[int] = []
+    threads, closed = set(), []
+
+    def values() -> Iterator[int]:
+        try:
+            for value in range(100):
+                threads.add(threading.get_ident())
+                made.append(value)
+                yield value
+        finally:
+            closed.append(True)
+
+    with closing(ahead(values(), 3)) as taken:
+        assert [next(taken) for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert not closed
+    assert closed and len(made) <= 5 + 3
+    assert len(threads) == 1 and threading.get_ident() not in threads
+    assert list(ahead((value for value in range(7)), 3)) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_what_goes_wrong_ahead_is_raised_behind_what_came_before() -> None:
+    def values() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise DecodeError("damaged")
+
+    taken = ahead(values(), 4)
+    assert [next(taken), next(taken)] == [1, 2]
+    with pytest.raises(DecodeError, match="damaged"):
+        next(taken)
 
 
 # -- pooling and merging -----------------------------------------------------------------------------------------------

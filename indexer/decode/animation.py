@@ -35,7 +35,7 @@ def is_animated(data: bytes) -> bool:
 
 
 class Animation:
-    """An animated WebP, as ``Video`` is a video."""
+    """An animated WebP, as ``Video`` is a video; how long it is, it does not say."""
 
     def __init__(self, path: str) -> None:
         data = Path(path).read_bytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from types import TracebackType
 from typing import BinaryIO
 
 from indexer.errors import DecodeError
@@ -50,9 +49,7 @@ class Archive:
     def __enter__(self) -> Archive:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._zip.close()
 
     def __contains__(self, name: str) -> bool:

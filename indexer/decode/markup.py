@@ -13,12 +13,11 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from indexer.decode.archive import Archive
-from indexer.decode.passages import cut
+from indexer.decode.passages import of_pages
 from indexer.decode.streams import Source
 from indexer.decode.text import Passage
 from indexer.errors import DecodeError
 from indexer.extras import needs
-from indexer.types import Span
 
 MAX_HTML = 32_000_000
 """Bytes of one page, or of one chapter, that are parsed."""
@@ -45,7 +44,7 @@ def decode_html(source: Source) -> Iterator[Passage]:
     data = source.file.read(MAX_HTML + 1)
     if len(data) > MAX_HTML:
         raise DecodeError(f"a page of more than {MAX_HTML // 1_000_000} MB is not parsed")
-    yield from _behind(source, [(None, list(_html(data)))])
+    yield from of_pages(source, [(None, list(_html(data)))])
 
 
 def decode_epub(source: Source) -> Iterator[Passage]:
@@ -53,17 +52,7 @@ def decode_epub(source: Source) -> Iterator[Passage]:
 
     Raises DecodeError: the extra is not there, not a book, encrypted, damaged, or no words.
     """
-    yield from _behind(source, enumerate(_chapters(source.file), 1))
-
-
-def _behind(source: Source, parts: Any) -> Iterator[Passage]:
-    """The passages of numbered lists of paragraphs, behind those that are stored."""
-    ordinal = 0
-    for number, paragraphs in parts:
-        for text in cut(paragraphs, source.max_tokens, source.count_tokens):
-            if ordinal >= source.stored:
-                yield Passage(text, Span(page=number))
-            ordinal += 1
+    yield from of_pages(source, enumerate(_chapters(source.file), 1))
 
 
 # --- HTML
@@ -116,36 +105,26 @@ def _blocks(root: Any) -> Iterator[str]:
 
     The cells of a row are parted by commas. Alternative texts of pictures belong to what is seen.
     """
+    from lxml import etree
+
     title = root.findtext(".//title")
     if title and title.strip():
         yield " ".join(title.split())
     parts: list[str] = []
-    hidden = 0
-    walker: list[tuple[Any, bool]] = [(root, False)]
-    while walker:
-        element, leaving = walker.pop()
-        tag = element.tag.rpartition("}")[2].lower() if isinstance(element.tag, str) else "script"
-        if not leaving:
-            if tag in _HIDDEN:
-                hidden += 1
-            elif not hidden:
-                if tag not in _INLINE and tag not in _CELLS and tag != "img":
-                    yield from _ended(parts)
-                if tag == "img" and element.get("alt", "").strip():
-                    parts.append(f" {element.get('alt')} ")
-                parts.append(element.text or "")
-            walker.append((element, True))
-            if not hidden:
-                walker += [(child, False) for child in reversed(element)]
-            continue
+    walker = etree.iterwalk(root, events=("start", "end"))
+    for event, element in walker:
+        tag = element.tag.rpartition("}")[2].lower()
         if tag in _HIDDEN:
-            hidden -= 1
-        elif not hidden:
-            if tag in _CELLS:
-                parts.append("\t")
-            elif tag not in _INLINE and tag != "img":
-                yield from _ended(parts)
-        if not hidden and element is not root:
+            walker.skip_subtree()
+        elif tag in _CELLS:
+            parts += ["\t"] if event == "end" else []
+        elif tag not in _INLINE and tag != "img":
+            yield from _ended(parts)
+        if event == "start" and tag not in _HIDDEN:
+            if tag == "img" and element.get("alt", "").strip():
+                parts.append(f" {element.get('alt')} ")
+            parts.append(element.text or "")
+        elif event == "end" and element is not root:
             parts.append(element.tail or "")
     yield from _ended(parts)
 

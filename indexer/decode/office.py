@@ -6,16 +6,15 @@ This is the only module that knows python-docx and python-pptx, which resolve no
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from indexer.decode.archive import Archive
-from indexer.decode.passages import cut
+from indexer.decode.passages import of_pages
 from indexer.decode.streams import Source
 from indexer.decode.text import Passage
 from indexer.errors import DecodeError
 from indexer.extras import needs
-from indexer.types import Span
 
 MAX_BYTES = 300_000_000
 """An Office file above this is not read: the libraries hold it in memory, with its pictures."""
@@ -35,7 +34,7 @@ def decode_docx(source: Source) -> Iterator[Passage]:
         body = docx.Document(io.BytesIO(data)).element.body
     except Exception as exc:  # KeyError, ValueError, lxml's errors: whatever a part that is missing leads to
         raise DecodeError(f"a Word document that is damaged: {exc}") from exc
-    yield from _behind(source, _docx_pages(body))
+    yield from of_pages(source, _docx_pages(body))
 
 
 def decode_pptx(source: Source) -> Iterator[Passage]:
@@ -50,7 +49,7 @@ def decode_pptx(source: Source) -> Iterator[Passage]:
         slides = list(pptx.Presentation(io.BytesIO(data)).slides)
     except Exception as exc:  # as above
         raise DecodeError(f"a presentation that is damaged: {exc}") from exc
-    yield from _behind(source, ((number, _slide(slide)) for number, slide in enumerate(slides, 1)))
+    yield from of_pages(source, ((number, _slide(slide)) for number, slide in enumerate(slides, 1)))
 
 
 def _data(source: Source, what: str) -> bytes:
@@ -60,16 +59,6 @@ def _data(source: Source, what: str) -> bytes:
     with Archive(io.BytesIO(data), what) as archive:
         archive.check_markup()
     return data
-
-
-def _behind(source: Source, pages: Iterable[tuple[int | None, list[str]]]) -> Iterator[Passage]:
-    """The passages of numbered pages, behind those that are stored."""
-    ordinal = 0
-    for number, paragraphs in pages:
-        for text in cut(paragraphs, source.max_tokens, source.count_tokens):
-            if ordinal >= source.stored:
-                yield Passage(text, Span(page=number))
-            ordinal += 1
 
 
 # --- Word

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from indexer.decode.text import Passage, iter_passages
@@ -170,9 +171,7 @@ def iter_texts(source: Source) -> Iterator[Passage]:
     passages = iter_passages(
         source.file, suffix=source.suffix, capacity=source.max_tokens, count_tokens=source.count_tokens
     )
-    for ordinal, passage in enumerate(passages):
-        if ordinal >= source.stored:
-            yield passage
+    return islice(passages, source.stored, None)
 
 
 def _load(name: str) -> Any:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from indexer.decode.passages import cut
 from indexer.decode.streams import Source
 from indexer.decode.text import Passage, decoded
 from indexer.errors import DecodeError
@@ -179,14 +180,7 @@ def pack(cues: Iterable[Cue], capacity: int, count_tokens: Callable[[str], int])
 
 
 def _passages(cues: list[Cue], capacity: int, count_tokens: Callable[[str], int]) -> Iterator[Passage]:
-    """One passage; more, at words, of a single cue that is too long."""
+    """One passage; more of a single cue that is too long; none of signs alone."""
     span = Span(start=round(cues[0].start, 3), end=round(max(cue.end for cue in cues), 3))
-    pending = [" ".join(cue.text for cue in cues)]
-    while pending:
-        text = pending.pop(0)
-        words = text.split()
-        if len(words) > 1 and count_tokens(text) > capacity:
-            middle = len(words) // 2
-            pending[:0] = [" ".join(words[:middle]), " ".join(words[middle:])]
-        else:
-            yield Passage(text, span, "subtitle")
+    for text in cut([" ".join(cue.text for cue in cues)], capacity, count_tokens):
+        yield Passage(text, span, "subtitle")

@@ -17,7 +17,8 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import av
 import av.error
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from indexer.decode.animation import Animation
 
 LONGEST = 60.0
 """Seconds of a clip, at most."""
@@ -84,32 +87,8 @@ class Frame:
     """Degrees against the clock."""
 
 
-class Footage(Protocol):
-    """What has frames: a ``Video``, or an animation."""
-
-    damaged: int
-    """Parts that could not be decoded."""
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds that the file says it has; None if it does not say."""
-
-    @property
-    def expected(self) -> float | None:
-        """About how many seconds it has, be it a guess by its size; None where nothing is known."""
-
-    @property
-    def frame_length(self) -> float:
-        """Seconds that the last frame is shown."""
-
-    def frames(self, start: float = 0.0, *, fps: float | None = None) -> Iterator[Frame]:
-        """Frames from ``start`` on, in the order of their times; with ``fps`` at most so many a second."""
-
-    def thumb(self, frame: Frame) -> np.ndarray:
-        """The frame as a small picture ``(24, 32, 3)`` uint8, not turned."""
-
-    def picture(self, frame: Frame, size: int | None = None) -> Image.Image:
-        """The frame in RGB, upright; shrunk to ``2 * size`` pixels on its shorter side, if that is less."""
+Footage: TypeAlias = "Video | Animation"
+"""What has frames."""
 
 
 class Video:
@@ -140,6 +119,7 @@ class Video:
         """Where the clock of the file begins, in seconds."""
         self._reformatter = VideoReformatter()
         self.damaged = 0
+        """Parts that could not be decoded."""
 
     def _choose_stream(self) -> VideoStream:
         streams = [s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -169,7 +149,7 @@ class Video:
 
     @property
     def frame_length(self) -> float:
-        """Seconds that a frame is shown, on the average."""
+        """Seconds that a frame is shown, on the average, and so the last one."""
         rate = self.stream.average_rate
         return float(1 / rate) if rate else 0.04
 
@@ -296,9 +276,7 @@ def iter_clips(source: Source) -> Iterator[Passage | Picture]:
     from indexer.decode.subtitles import iter_embedded
 
     if source.last is None or source.last.best is None:
-        for ordinal, passage in enumerate(iter_embedded(source)):
-            if ordinal >= source.stored:
-                yield passage
+        yield from islice(iter_embedded(source), source.stored, None)
     with closing(ahead(_clips(source), _AHEAD)) as clips:
         yield from clips
 
@@ -375,18 +353,18 @@ class _Clip:
             return self.drifted
         return self.start + LONGEST if certain >= self.start + LONGEST else None
 
-    def picture(self, end: float, source: Source, whole: float | None) -> Picture | None:
-        """The clip, which ends here; None if it shows nothing."""
+    def ended(self, end: float, source: Source, whole: float | None) -> list[Picture]:
+        """The clip, which ends here; nothing if it shows nothing."""
         margin = min(_MARGIN, 0.2 * (end - self.start))
         shown = self.candidates + self.recent
         clear = [c for c in shown if self.start + margin <= c.time <= end - margin] or shown
         if not clear:
-            return None
+            return []
         chosen = choose([c.descriptor for c in clear], most=MOST_FRAMES, change=_CHANGE)
         frames = [source.prepare(clear[i].image) for i in chosen]
         times = [_ms(clear[i].time) for i in chosen]
         share = min(end / whole, 1.0) if whole else 0.0
-        return Picture(Span(start=_ms(self.start), end=_ms(end)), frames, times, share)
+        return [Picture(Span(start=_ms(self.start), end=_ms(end)), frames, times, share)]
 
 
 def _clips(source: Source) -> Generator[Picture, None, None]:
@@ -401,7 +379,7 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
         DecodeError: it has no frame, or only blank ones.
     """
     start = source.last.end if source.last is not None and source.last.best is not None else None
-    yielded = start is not None
+    shows = start is not None
     clip, finder, whole = _Clip(start or 0.0), CutFinder(source.fps), video.expected
     last, widest = start or 0.0, 0.0
     # A cut is a matter of the seconds around it: a run that goes on begins a little earlier, and finds the same ones.
@@ -410,14 +388,13 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
         if frame is not None and time >= clip.start - 1e-3:
             widest, last = max(widest, time - last), time
             if not descriptor.blank:
+                shows = True
                 clip.take(video, frame, descriptor, source.image_size)
         if not cuts and (over := clip.over(finder.certain)) is not None:
             cuts = [over]
         for cut in cuts:
-            clip, picture = _cut(clip, cut, source, whole)
-            if picture is not None:
-                yielded = True
-                yield picture
+            clip, pictures = _cut(clip, cut, source, whole)
+            yield from pictures
     declared = video.duration
     slack = max(2.0, 2 * widest, 0.02 * (declared or 0.0))
     short = declared is not None and last + slack < declared
@@ -425,17 +402,11 @@ def clips_of(video: Footage, source: Source) -> Iterator[Picture]:
     if declared is not None and not short:
         end = max(end, declared)
     for cut in finder.flush():
-        if cut <= clip.start + 2e-3:
-            continue
-        clip, picture = _cut(clip, cut, source, whole)
-        if picture is not None:
-            yielded = True
-            yield picture
-    picture = clip.picture(end, source, whole)
-    if picture is not None:
-        yielded = True
-        yield picture
-    if not yielded:
+        if cut > clip.start + 2e-3:
+            clip, pictures = _cut(clip, cut, source, whole)
+            yield from pictures
+    yield from clip.ended(end, source, whole)
+    if not shows:
         raise DecodeError("every frame of it is blank")
     if short:
         source.report(f"cut short: it says {declared:.0f} s, and ends at {last:.0f} s; that much is indexed")
@@ -461,11 +432,11 @@ def _looked_at(video: Footage, start: float, fps: float) -> Iterator[tuple[float
         before = frame.time, descriptor
 
 
-def _cut(clip: _Clip, end: float, source: Source, whole: float | None) -> tuple[_Clip, Picture | None]:
+def _cut(clip: _Clip, end: float, source: Source, whole: float | None) -> tuple[_Clip, list[Picture]]:
     """End a clip at ``end``; the next one has what was seen since."""
     following = _Clip(end, recent=[c for c in clip.recent if c.time >= end])
     clip.recent = [c for c in clip.recent if c.time < end]
-    return following, clip.picture(end, source, whole)
+    return following, clip.ended(end, source, whole)
 
 
 def _ms(time: float) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
 Piece = tuple[int, int]
@@ -44,7 +45,10 @@ class Encoder(Protocol):
         """Prepared pictures ``(B, C, H, W)`` to float32 unit rows ``(B, D)``."""
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures to float32 unit rows ``(B, D)``."""
+        """RGB pictures to float32 unit rows ``(B, D)``; here for encoders that name this class as theirs."""
+        if not images:
+            return np.zeros((0, self.dim), np.float32)
+        return self.encode_prepared(np.stack([self.prepare(image) for image in images]))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.encoders import Encoder
 from indexer.encoders.openclip import as_model_error, digest, quiet, require_reachable
 from indexer.encoders.precision import QUESTIONS
 from indexer.encoders.rows import unit_rows
@@ -82,7 +83,7 @@ class Pair:
         return ids, torch.ones_like(ids) if self.padded else encoded["attention_mask"]
 
 
-class HuggingFaceEncoder:
+class HuggingFaceEncoder(Encoder):
     """A transformers model with two towers behind the ``Encoder`` protocol, with its own preprocessing.
 
     It computes in float32; pictures in bfloat16 where ``indexer.encoders.precision`` decides so.
@@ -137,12 +138,6 @@ class HuggingFaceEncoder:
             return np.zeros((0, self.dim), np.float32)
         (features,) = self.precision.run(batch, _features)
         return unit_rows(features, "image")
-
-    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures to float32 unit rows ``(B, D)``."""
-        if not images:
-            return np.zeros((0, self.dim), np.float32)
-        return self.encode_prepared(np.stack([self.prepare(image) for image in images]))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.encoders import WHOLE, Box, Piece, places
+from indexer.encoders import WHOLE, Box, Encoder, Piece, places
 from indexer.encoders.rows import unit_rows
 from indexer.encoders.word_pieces import WordPieces
 from indexer.errors import ModelError
@@ -49,7 +49,7 @@ back. Measured in turn, two at work side by side: 24.2 ms of a core for a pictur
 TEXT_BATCH = 128
 
 
-class MiniEncoder:
+class MiniEncoder(Encoder):
     """EfficientNet-Lite2 and all-MiniLM-L6-v2, aligned by ``mmsearch train dual``, behind ``PlacedEncoder``.
 
     A vector is made of two answers: that of a trained head (512 numbers), and, scaled by the square root of three
@@ -104,26 +104,17 @@ class MiniEncoder:
 
     def encode_prepared(self, batch: np.ndarray) -> np.ndarray:
         """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to float32 unit rows ``(B, D)``."""
-        parts = [np.zeros((0, self.dim), np.float32)]
-        parts += [rows for rows, _ in self._encode_pictures(batch)]
-        return unit_rows(np.concatenate(parts), "image")
+        return self.encode_prepared_patches(batch)[0]
 
     def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Prepared pictures, uint8 ``(B, 3, 260, 260)``, to unit rows ``(B, D)`` and patches ``(B, 81, 352)``."""
         parts, patches = [np.zeros((0, self.dim), np.float32)], [np.zeros((0, *PATCHES), np.float32)]
-        for rows, maps in self._encode_pictures(batch):
+        size, encode = (IMAGE_BATCH, self._pictures_by_torch) if self._by_torch else (CPU_CHUNK, self._onnx_pictures)
+        for start in range(0, len(batch), size):
+            rows, maps = encode(np.ascontiguousarray(batch[start : start + size]))
             parts.append(rows)
             patches.append(maps)
         return unit_rows(np.concatenate(parts), "image"), np.concatenate(patches)
-
-    def _encode_pictures(self, batch: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Vectors ``(b, D)``, not yet normalised, and patches ``(b, 81, 352)`` of as many prepared pictures at a time
-        as the image tower takes."""
-        if not len(batch):
-            return
-        size, encode = (IMAGE_BATCH, self._pictures_by_torch) if self._by_torch else (CPU_CHUNK, self._onnx_pictures)
-        for start in range(0, len(batch), size):
-            yield encode(np.ascontiguousarray(batch[start : start + size]))
 
     def _pictures_by_torch(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What ``mini_onnx.OnnxPictures`` gives, on the device."""
@@ -135,14 +126,6 @@ class MiniEncoder:
         with torch.inference_mode(), exact:
             features, words, patches = self._image_tower.with_patches(torch.from_numpy(pixels).to(self._device))
             return self._heads.image(features, words).cpu().numpy(), patches.cpu().numpy()
-
-    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures to float32 unit rows ``(B, D)``."""
-        parts = [np.zeros((0, self.dim), np.float32)]
-        for start in range(0, len(images), IMAGE_BATCH):
-            chunk = images[start : start + IMAGE_BATCH]
-            parts.append(self.encode_prepared(np.stack([self.prepare(image) for image in chunk])))
-        return np.concatenate(parts)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""

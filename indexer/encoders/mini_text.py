@@ -86,13 +86,9 @@ class NumpyBert:
             self._kept.append(layer)
         return layer
 
-    def pooled(self, ids: Sequence[int]) -> np.ndarray:
-        """One text of L tokens, its special tokens included, to ``(1 + LAYERS, D)``: the mean over tokens of the
-        embedding output and of each layer's output."""
-        return self.pooled_and_states(ids)[0]
-
     def pooled_and_states(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """What ``pooled`` gives, and the last layer's output ``(L, D)``."""
+        """One text of L tokens, its special tokens included, to ``(1 + LAYERS, D)``, the mean over tokens of the
+        embedding output and of each layer's output, and to the last layer's output ``(L, D)``."""
         rows = self._words[ids].astype(np.float32) * self._scale[ids]  # (L, D)
         x = rows + self._positions[: len(ids)] + self._segment
         x = layer_norm(x, *self._embedding_norm, EPSILON)

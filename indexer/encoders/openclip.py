@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.encoders import WHOLE, Box, Piece, places
+from indexer.encoders import WHOLE, Box, Encoder, Piece, places
 from indexer.encoders.pixels import preparation
 from indexer.encoders.precision import QUESTIONS
 from indexer.encoders.rows import unit_rows
@@ -33,7 +33,7 @@ PROBE_SECONDS = 8.0
 TEXT_BATCH = 256
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(Encoder):
     """An open_clip model (Ilharco et al. 2021) behind the ``Encoder`` protocol, with its own preprocessing.
 
     It computes in float32; pictures in int8 or bfloat16 where ``indexer.encoders.precision`` decides so.
@@ -97,12 +97,6 @@ class OpenClipEncoder:
             return np.zeros((0, self.dim), np.float32), np.zeros((0, *self.patches), np.float32)
         features, patches = self.precision.run(batch, _features_and_patches)
         return unit_rows(features, "image"), patches
-
-    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """RGB pictures to float32 unit rows ``(B, D)``."""
-        if not images:
-            return np.zeros((0, self.dim), np.float32)
-        return self.encode_prepared(np.stack([self.prepare(image) for image in images]))
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,7 +118,7 @@ class TorchPrecision(Precision):
             halves = run_race(BFLOAT16, _heats(shapes, _halves_way), SECONDS / 4)
             if halves.gain < LEAST_RACE:
                 return torch.float32
-            out = run_race(BFLOAT16, _heats(shapes, _bytes_to_halves_way), SECONDS / 4)
+            out = run_race(BFLOAT16, _heats(shapes, partial(_bytes_way, kind=torch.bfloat16)), SECONDS / 4)
         return torch.bfloat16 if out.gain >= LEAST_RACE else torch.float32
 
 
@@ -160,10 +161,6 @@ def _bytes_way(x: torch.Tensor, weight: torch.Tensor, kind: torch.dtype = torch.
     rows, packed = x.to(torch.uint8), torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
     scale, bias = torch.ones(len(weight)), torch.zeros(len(weight))
     return lambda: bytes_times(rows, packed, scale, bias, kind)
-
-
-def _bytes_to_halves_way(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:
-    return _bytes_way(x, weight, torch.bfloat16)
 
 
 def _halves_way(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from indexer.encoders import Box, Encoder, PatchEncoder, Piece, PlacedEncoder
+from indexer.encoders import Box, Encoder, Piece, PlacedEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,7 +21,7 @@ BESIDE_TORCH = 4
 """Up to so many do once torch is there."""
 
 
-class ExportedEncoder:
+class ExportedEncoder(Encoder):
     """The encoder ``name``, whose text tower was exported; a ``PlacedEncoder`` if that is one.
 
     Args:
@@ -36,7 +36,6 @@ class ExportedEncoder:
         self.fingerprint = fingerprint
         self._tower = tower
         self._open_origin = origin
-        self._origin: Encoder | None = None
         about = tower.about["encoder"]
         self.dim: int = about["dim"]
         self.image_size: int = about["image_size"]
@@ -47,16 +46,14 @@ class ExportedEncoder:
             self.patches: tuple[int, int] = (rows, size)
             self.state_size: int = about["state_size"]
 
-    @property
-    def origin(self) -> Encoder:
-        """The model itself.
+    @cached_property
+    def origin(self) -> PlacedEncoder:
+        """The model itself, which has the fingerprint, and so the patches and places, of that which was exported.
 
         Raises:
             ModelError, ModelMismatch: it cannot be loaded, or has other weights by now.
         """
-        if self._origin is None:
-            self._origin = self._open_origin()
-        return self._origin
+        return cast(PlacedEncoder, self._open_origin())
 
     def prepare(self, image: Image) -> np.ndarray:
         """See ``Encoder``."""
@@ -68,11 +65,7 @@ class ExportedEncoder:
 
     def encode_prepared_patches(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See ``PatchEncoder``."""
-        return self._patch_origin.encode_prepared_patches(batch)
-
-    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """See ``Encoder``."""
-        return self.origin.encode_images(images)
+        return self.origin.encode_prepared_patches(batch)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``; what is beyond ``max_tokens`` is not seen."""
@@ -91,11 +84,7 @@ class ExportedEncoder:
         """See ``PatchEncoder``."""
         if not texts:
             return np.zeros((0, self.dim), np.float32), []
-        return (
-            self._tower.rows_and_states(texts)
-            if self._few(len(texts))
-            else self._patch_origin.encode_text_states(texts)
-        )
+        return self._tower.rows_and_states(texts) if self._few(len(texts)) else self.origin.encode_text_states(texts)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text``, special tokens counted."""
@@ -103,23 +92,11 @@ class ExportedEncoder:
 
     def read_text(self, text: str) -> tuple[str, list[Piece | None]]:
         """See ``PlacedEncoder``."""
-        return self._placed_origin.read_text(text)
+        return self.origin.read_text(text)
 
     def seen(self, width: int, height: int) -> Box:
         """See ``PlacedEncoder``."""
-        return self._placed_origin.seen(width, height)
+        return self.origin.seen(width, height)
 
     def _few(self, texts: int) -> bool:
-        return texts <= (ALONE if self._origin is None else BESIDE_TORCH)
-
-    @cached_property
-    def _patch_origin(self) -> PatchEncoder:
-        origin = self.origin
-        assert isinstance(origin, PatchEncoder)  # as when its tower was exported: it has that fingerprint
-        return origin
-
-    @cached_property
-    def _placed_origin(self) -> PlacedEncoder:
-        origin = self.origin
-        assert isinstance(origin, PlacedEncoder)
-        return origin
+        return texts <= (BESIDE_TORCH if "origin" in self.__dict__ else ALONE)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from indexer.durable import sync_folder
+from indexer.durable import write_durably
 from indexer.encoders import Encoder, has_patches
 from indexer.encoders.rows import unit_rows
 from indexer.errors import ModelError, StorageError
@@ -66,16 +65,14 @@ class Tower:
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
         """Texts to float32 unit rows ``(B, D)``."""
-        ids = [self.words.ids(text) for text in texts]
-        if len(ids) == 1:
-            return unit_rows(self.numpy.features(ids[0])[None], "text")
-        parts = [self.numpy.features_of(ids[start : start + AT_ONCE]) for start in range(0, len(ids), AT_ONCE)]
-        return unit_rows(np.concatenate(parts), "text")
+        return self.rows_and_states(texts)[0]
 
     def rows_and_states(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Texts to float32 unit rows ``(B, D)`` and, for each, its token states ``(L, W)``."""
-        found = [self.numpy.features_and_states(self.words.ids(text)) for text in texts]
-        return unit_rows(np.stack([one for one, _ in found]), "text"), [states for _, states in found]
+        ids = [self.words.ids(text) for text in texts]
+        parts = [self.numpy.features_and_states(ids[start : start + AT_ONCE]) for start in range(0, len(ids), AT_ONCE)]
+        rows = unit_rows(np.concatenate([features for features, _ in parts]), "text")
+        return rows, [one for _, states in parts for one in states]
 
 
 def export(encoder: Encoder, folder: Path, remembered: Sequence[str] = ()) -> str | None:
@@ -101,8 +98,9 @@ def export(encoder: Encoder, folder: Path, remembered: Sequence[str] = ()) -> st
             for name in (WEIGHTS, TOKENIZER):
                 (folder / name).unlink(missing_ok=True)
             description["unable"] = str(exc)
-        _put(folder / DESCRIPTION, json.dumps(description | {"checksum": _checksum(description)}, indent=1).encode())
-        sync_folder(folder)
+        write_durably(
+            folder / DESCRIPTION, json.dumps(description | {"checksum": _checksum(description)}, indent=1).encode()
+        )
     except OSError as exc:
         raise StorageError(f"cannot write the text tower into {folder}: {exc.strerror}") from exc
     return description.get("unable")
@@ -115,7 +113,7 @@ def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]
     from indexer.text_tower.parts import NoTower
 
     if parts.tokenizer is not None:
-        _put(folder / TOKENIZER, parts.tokenizer.encode())
+        write_durably(folder / TOKENIZER, parts.tokenizer.encode())
     about: dict[str, Any] = {
         "encoder": {
             name: getattr(encoder, name)
@@ -136,7 +134,7 @@ def _written(encoder: Encoder, parts: Parts, folder: Path, remembered: list[str]
     except (KeyError, ValueError, IndexError, TypeError) as exc:
         raise NoTower(f"NumPy cannot run it as it is ({type(exc).__name__}: {exc})") from exc
     weights = {name: np.ascontiguousarray(one) for name, one in (parts.weights | {REMEMBERED: rows}).items()}
-    _put(folder / WEIGHTS, lambda fresh: _save(weights, fresh))
+    write_durably(folder / WEIGHTS, lambda fresh: _save(weights, fresh))
     files = (WEIGHTS, TOKENIZER) if parts.tokenizer is not None else (WEIGHTS,)
     about["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "blake2b": _digest(folder / name)} for name in files
@@ -263,18 +261,3 @@ def _save(weights: Mapping[str, np.ndarray], path: Path) -> None:
         save_file(dict(weights), path)
     except SafetensorError as exc:  # what it says of a full disk, too
         raise OSError(errno.EIO, str(exc)) from exc
-
-
-def _put(path: Path, content: bytes | Callable[[Path], None]) -> None:
-    """Write a file so that after a crash it is there whole, or not at all; ``content`` may be what writes it."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        if isinstance(content, bytes):
-            fresh.write_bytes(content)
-        else:
-            content(fresh)
-        with fresh.open("rb+") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)

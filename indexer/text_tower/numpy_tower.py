@@ -103,49 +103,39 @@ class NumpyTower:
         if wide % plan.heads:
             raise ValueError(f"{wide} numbers cannot be divided among {plan.heads} heads")
 
-    def features(self, ids: Sequence[int]) -> np.ndarray:
-        """One text of L tokens, special ones included, to features ``(D,)``, not normalised."""
-        padded = self._pad(ids)
-        rows = None if self.plan.pool == "mean" else slice(at := self._pooled_at(padded), at + 1)
-        return self._head(self._states([padded], rows)[0].mean(axis=0))
+    def features_and_states(self, texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Texts of L tokens, special ones included, to features ``(B, D)``, not normalised, and for each the last
+        layer's output ``(L, W)``, normalised as the pooled one is; of one without tokens that of its first padding.
 
-    def features_of(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """What ``features`` gives of each of many texts, ``(B, D)``; a weight is multiplied with the tokens of all of
-        them at once."""
+        A weight is multiplied with the tokens of all of them at once.
+        """
         padded = [self._pad(ids) for ids in texts]
         states = self._states(padded)
-        mean = self.plan.pool == "mean"
-        pooled = [
-            one.mean(axis=0) if mean else one[self._pooled_at(ids)] for one, ids in zip(states, padded, strict=True)
-        ]
-        return np.stack([self._head(one) for one in pooled])
-
-    def features_and_states(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """What ``features`` gives, and the last layer's output ``(L, W)``, normalised as the pooled one is; of a text
-        without tokens it is that of its first padding."""
-        padded = self._pad(ids)
-        (states,) = self._states([padded])
-        pooled = states.mean(axis=0) if self.plan.pool == "mean" else states[self._pooled_at(padded)]
-        return self._head(pooled), states[: max(1, len(ids))]
+        features = [self._head(self._pooled(one, ids)) for one, ids in zip(states, padded, strict=True)]
+        return np.stack(features), [one[: max(1, len(ids))] for one, ids in zip(states, texts, strict=True)]
 
     def _pad(self, ids: Sequence[int]) -> np.ndarray:
         missing = self.plan.positions - len(ids) if self.plan.padded else int(not ids)
         return np.array([*ids, *[self.plan.pad] * missing], np.int64)
 
-    def _pooled_at(self, ids: np.ndarray) -> int:
-        """The position of the state that stands for the text."""
+    def _pooled(self, states: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The state ``(W,)`` that stands for a text."""
         match self.plan.pool:
+            case "mean":
+                pooled: np.ndarray = states.mean(axis=0)
+                return pooled
             case "first":
-                return 0
+                at = 0
             case "last":
-                return len(ids) - 1
+                at = len(ids) - 1
             case "highest":
-                return int(ids.argmax())
+                at = int(ids.argmax())
             case _:
-                return int((ids == self.plan.eos).argmax())
+                at = int((ids == self.plan.eos).argmax())
+        return states[at]
 
-    def _states(self, texts: Sequence[np.ndarray], rows: slice | None = None) -> list[np.ndarray]:
-        """The last layer's output for each text ``(L, W)``; of a single one at ``rows`` alone, ``(R, W)``."""
+    def _states(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The last layer's output for each text ``(L, W)``."""
         plan, weights = self.plan, self._weights
         ends = np.cumsum([len(ids) for ids in texts])
         x = np.concatenate(
@@ -154,15 +144,13 @@ class NumpyTower:
         if not plan.norm_first:
             x = self._norm(x, "embedding_norm")
         for i in range(plan.layers):
-            x = self._layer(i, x, ends[:-1], rows if i == plan.layers - 1 else None)
-        x = self._norm(x, "final_norm") if plan.norm_first else x
-        return [x] if len(texts) == 1 else np.split(x, ends[:-1])
+            x = self._layer(i, x, ends[:-1])
+        return np.split(self._norm(x, "final_norm") if plan.norm_first else x, ends[:-1])
 
-    def _layer(self, i: int, x: np.ndarray, cuts: np.ndarray, rows: slice | None) -> np.ndarray:
-        """Layer ``i`` of texts that lie behind each other, divided at ``cuts``; of the last one ``rows`` are wanted."""
+    def _layer(self, i: int, x: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+        """Layer ``i`` of texts that lie behind each other, divided at ``cuts``."""
         weights, activation = self._weights, ACTIVATIONS[self.plan.activation]
-        attended = self._attention(i, self._norm(x, f"{i}.norm_1") if self.plan.norm_first else x, cuts, rows)
-        x = (x if rows is None else x[rows]) + attended
+        x = x + self._attention(i, self._norm(x, f"{i}.norm_1") if self.plan.norm_first else x, cuts)
         if self.plan.norm_first:
             hidden = activation(self._norm(x, f"{i}.norm_2") @ weights[f"{i}.up"] + weights[f"{i}.up.bias"])
             return x + (hidden @ weights[f"{i}.down"] + weights[f"{i}.down.bias"])
@@ -170,31 +158,21 @@ class NumpyTower:
         hidden = activation(x @ weights[f"{i}.up"] + weights[f"{i}.up.bias"])
         return self._norm(x + hidden @ weights[f"{i}.down"] + weights[f"{i}.down.bias"], f"{i}.norm_2")
 
-    def _attention(self, i: int, x: np.ndarray, cuts: np.ndarray, rows: slice | None) -> np.ndarray:
-        """Every token of a text in ``x`` is looked at by the text's others, or by those at ``rows``: ``(R, W)``."""
-        weights, wide = self._weights, self.width
-        matrix, bias = weights[f"{i}.qkv"], weights[f"{i}.qkv.bias"]
-        if rows is None:
-            q, k, v = np.split(x @ matrix + bias, 3, axis=1)
-        else:
-            q = x[rows] @ matrix[:, :wide] + bias[:wide]
-            k, v = np.split(x @ matrix[:, wide:] + bias[wide:], 2, axis=1)
-        if len(cuts):
-            each = zip(np.split(q, cuts), np.split(k, cuts), np.split(v, cuts), strict=True)
-            seen = np.concatenate([self._looked(*one) for one in each])
-        else:
-            seen = self._looked(q, k, v, rows)
+    def _attention(self, i: int, x: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+        """Every token of a text in ``x`` is looked at by the text's others."""
+        weights = self._weights
+        qkv = x @ weights[f"{i}.qkv"] + weights[f"{i}.qkv.bias"]
+        seen = np.concatenate([self._looked(*np.split(one, 3, axis=1)) for one in np.split(qkv, cuts)])
         return seen @ weights[f"{i}.out"] + weights[f"{i}.out.bias"]
 
-    def _looked(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, rows: slice | None = None) -> np.ndarray:
-        """What the queries ``(R, W)``, those at ``rows``, see of the keys and values ``(L, W)`` of one text."""
+    def _looked(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """What the queries see of the keys and values of one text, all ``(L, W)``."""
         heads, wide, length = self.plan.heads, self.width, len(k)
-        q, k, v = (part.reshape(len(part), heads, wide // heads).transpose(1, 0, 2) for part in (q, k, v))
-        scores = q @ k.transpose(0, 2, 1)  # (heads, R, L)
+        q, k, v = (part.reshape(length, heads, wide // heads).transpose(1, 0, 2) for part in (q, k, v))
+        scores = q @ k.transpose(0, 2, 1)  # (heads, L, L)
         if self.plan.causal:
-            mask = _causal(length)
-            scores = scores + (mask if rows is None else mask[rows])
-        return (softmax(scores) @ v).transpose(1, 0, 2).reshape(q.shape[1], wide)
+            scores = scores + _causal(length)
+        return (softmax(scores) @ v).transpose(1, 0, 2).reshape(length, wide)
 
     def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
         return layer_norm(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], self.plan.epsilon)

@@ -26,7 +26,7 @@ from indexer.decode import decode_image
 from indexer.embedding import Embed, embedding
 from indexer.encoders import Encoder
 from indexer.encoders.load import load_encoder
-from indexer.errors import DecodeError, StorageError, UsageError
+from indexer.errors import StorageError, UsageError, fault_of
 from indexer.index import Index, Snapshot
 from indexer.pipeline import IMAGE_BATCH
 from indexer.tokens import Compressor
@@ -270,12 +270,8 @@ def _prepared(encoder: Encoder, picture: Picture) -> np.ndarray | str:
     """A picture ``(C, H, W)`` as the model takes it, or why it cannot be had."""
     try:
         return encoder.prepare(read_picture(picture, encoder.image_size))
-    except DecodeError as exc:
-        return str(exc)
-    except OSError as exc:
-        return f"cannot be read: {exc.strerror or exc}"
     except Exception as exc:  # whatever a decoder does with a hostile file, the other pictures are not its business
-        return f"cannot be decoded: {type(exc).__name__}: {exc}"
+        return fault_of(exc)
 
 
 def _put_batch(

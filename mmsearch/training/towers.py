@@ -77,7 +77,7 @@ def _class_embeddings(towers: Path) -> np.ndarray:
     tokenizer = Tokenizer.from_file(str(towers / TOKENIZER))
     tokenizer.no_padding()
     bert = NumpyBert(load_file(towers / TEXT))
-    rows = np.stack([bert.pooled(tokenizer.encode(name).ids)[-1] for name in names])
+    rows = np.stack([bert.pooled_and_states(tokenizer.encode(name).ids)[0][-1] for name in names])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     centred: np.ndarray = (rows - rows.mean(axis=0)).astype(np.float16)
     return centred
