@@ -20,8 +20,8 @@ import numpy as np
 
 from indexer.changes import Piece, Put, Remove
 from indexer.decode import decode_opened, iter_passages
-from indexer.embedding import check_same_model, embedding, encode_each, settle_precision
 from indexer.decode.likeness import likeness
+from indexer.embedding import check_same_model, embedding, encode_each, settle_precision
 from indexer.encoders import Encoder
 from indexer.errors import MmsearchError, UsageError
 from indexer.fitting import Fitting
