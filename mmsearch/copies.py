@@ -2,9 +2,9 @@
 
 A picture is a copy of another where their perceptual hashes differ in few bits, see ``indexer.decode.likeness``. The
 vectors do not say so: with the embedded model, those of a picture and of one a quarter as large have cosines down to
-0. Of 150 photographs (Flickr8k) and what each becomes at JPEG qualities of 30 to 95, at sizes from a quarter, as PNG and
-WebP, and a tenth brighter or darker, the hashes differ in at most 4 of 64 bits and 20 of 256; of the 8 million pairs
-among 4,000 different photographs none differs in fewer than 8 of 64.
+0. Of 150 photographs (Flickr8k) and what each becomes at JPEG qualities of 30 to 95, at sizes from a quarter, as PNG
+and WebP, and a tenth brighter or darker, the hashes differ in at most 4 of 64 bits and 20 of 256; of the 8 million
+pairs among 4,000 different photographs none differs in fewer than 8 of 64.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_the_same_question_twice_gives_the_same_list_ties_included(library: mmse
     first = library.query("red", k=7, collapse=False)
     assert names(first) == [f"{n:02}.png" for n in range(7)]
     for _ in range(5):
-        assert library.query("red", k=7) == first
+        assert library.query("red", k=7, collapse=False) == first
 
 
 def test_filters(library: mmsearch.Library, paint: Paint) -> None:
@@ -145,7 +145,7 @@ def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint)
     assert library.index(*paths).items == 300
     assert len(library.query("red", k=999, under=[*nowhere, *paths[:250]], collapse=False)) == 250
     assert library.remove(*nowhere, *paths[50:]) == 250
-    assert names(library.query("red", k=999)) == [path.name for path in paths[:50]]
+    assert names(library.query("red", k=999, collapse=False)) == [path.name for path in paths[:50]]
 
 
 def test_a_list_ends_where_nothing_else_matches_unless_a_length_is_asked_for(
