@@ -26,7 +26,7 @@ from indexer.index import Index
 from indexer.records import Likeness
 from mmsearch.copies import alike, alike_pairs
 
-PHOTOS = sorted((SAMPLES / "photos").glob("*.jpg"))
+PHOTOS = sorted((SAMPLES / "photos").rglob("*.jpg"))
 DAY = 86400
 
 
@@ -34,8 +34,8 @@ def look(path: Path) -> Likeness:
     return likeness(decode_image(path.read_bytes(), size=64))
 
 
-def photo(name: str) -> Image.Image:
-    return Image.open(SAMPLES / "photos" / name).convert("RGB")
+def photo(number: int) -> Image.Image:
+    return Image.open(PHOTOS[number]).convert("RGB")
 
 
 def save(path: Path, image: Image.Image, days_ago: int = 1, **options: object) -> Path:
@@ -82,7 +82,7 @@ def test_a_photograph_is_alike_however_it_is_saved_and_no_other_is(tmp_path: Pat
 def test_the_size_is_that_of_the_whole_picture_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = look(save(tmp_path / "a.jpg", photo(PHOTOS[0].name).resize((900, 600)), exif=exif))
+    turned = look(save(tmp_path / "a.jpg", photo(0).resize((900, 600)), exif=exif))
     assert (turned.width, turned.height) == (600, 900)
 
 
@@ -91,7 +91,7 @@ def test_plain_and_tiny_pictures_have_no_hash(tmp_path: Path) -> None:
         [
             Image.new("RGB", (300, 200), RED),
             Image.new("RGB", (300, 200), (250, 250, 250)),
-            photo(PHOTOS[0].name).resize((31, 200)),
+            photo(0).resize((31, 200)),
         ]
     ):
         assert look(save(tmp_path / f"{n}.png", image)).phash is None
@@ -142,13 +142,12 @@ def test_pairs_are_those_of_the_plain_comparison_of_all() -> None:
 def albums(tmp_path: Path) -> Path:
     """A photograph, its bytes again, two smaller ones of it, and another photograph."""
     folder = tmp_path / "albums"
-    first = PHOTOS[0].name
-    original = save(folder / "a" / "original.jpg", photo(first), days_ago=9, quality=95)
+    original = save(folder / "a" / "original.jpg", photo(0), days_ago=9, quality=95)
     shutil.copy2(original, folder / "again.jpg")
     os.utime(folder / "again.jpg", (1_700_000_000, 1_700_000_000))
-    save(folder / "b" / "sent.jpg", photo(first).resize((320, 240)), quality=40)
-    save(folder / "b" / "sent.webp", photo(first).resize((400, 300)), quality=70)
-    save(folder / "other.jpg", photo(PHOTOS[1].name), quality=95)
+    save(folder / "b" / "sent.jpg", photo(0).resize((320, 240)), quality=40)
+    save(folder / "b" / "sent.webp", photo(0).resize((400, 300)), quality=70)
+    save(folder / "other.jpg", photo(1), quality=95)
     return folder
 
 
@@ -215,7 +214,7 @@ def test_texts_with_the_same_bytes_are_one_answer_passage_by_passage(library: mm
 
 def test_pictures_from_memory_are_copies_too(library: mmsearch.Library, albums: Path) -> None:
     library.index(albums / "b")
-    library.add([Addition("mine", image=photo(PHOTOS[0].name)), Addition("plain", image=Image.new("RGB", (90, 90)))])
+    library.add([Addition("mine", image=photo(0)), Addition("plain", image=Image.new("RGB", (90, 90)))])
     hits = library.query("red", k=9)
     assert sorted(names(hits)) == ["mine", "plain"]
     assert [copies(hit) for hit in hits if hit.key == "mine"] == [["sent.webp", "sent.jpg"]]
@@ -285,7 +284,7 @@ def test_a_picture_that_changed_since_stays_without(library: mmsearch.Library, a
     library.index(albums)
     library.close()
     make_old(library.folder)
-    save(albums / "other.jpg", photo(PHOTOS[2].name))
+    save(albums / "other.jpg", photo(2))
     shutil.copystat(PHOTOS[2], albums / "other.jpg")
     with mmsearch.open(library.folder, model=library.encoder) as again:
         again.index(albums / "a")
