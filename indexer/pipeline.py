@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indexer.add_likenesses import add_likenesses
 from indexer.add_tokens import add_tokens
 from indexer.changes import Piece, Put, Remove, Restamp
 from indexer.decode import FPS, TEXT_EXTENSIONS, reads_ocr
@@ -89,6 +90,7 @@ def update(
     With several ``devices`` a process for each embeds the pictures, if there are many, with the encoder of that name.
     ``precision`` is that in which pictures are computed; see ``indexer.embedding.settle_precision``.
     ``lists`` makes search lists meanwhile.
+    Of pictures that an earlier version indexed it is noted how they look, once.
     ``say`` is told when batches are made smaller, for want of memory, and when the index has another precision than
     this machine computes in.
 
@@ -115,6 +117,7 @@ def update(
                 devices = ()
             run.read_and_store(_pool(index, encoder, taken, devices, say))
         run.purge()
+        add_likenesses(writer, [os.path.abspath(root) for root in roots], encoder.image_size, progress, say)
         if lists is not None:
             lists.finish(writer)
         return run.report(time.monotonic() - started)

@@ -218,6 +218,17 @@ class Reader:
             assets.update((row[0], _asset(row)) for row in self._all(query, chunk))
         return assets
 
+    def complete_assets(self, under: Sequence[str] = ()) -> dict[int, Asset]:
+        """All complete assets, or those at or below the paths ``under``, by number."""
+        query = f"SELECT {_ASSET} FROM assets WHERE complete"
+        if not under:
+            return {row[0]: _asset(row) for row in self._all(query)}
+        assets: dict[int, Asset] = {}
+        for chunk in chunks(under, UNDER_CHUNK):
+            where, values = _below("path", chunk)
+            assets.update((row[0], _asset(row)) for row in self._all(f"{query} AND {where}", values))
+        return assets
+
     def knows_pictures(self) -> bool:
         """Whether this catalogue can say how pictures look; an old one cannot before it is indexed again."""
         schema = self._column("SELECT value FROM meta WHERE name = 'schema'")

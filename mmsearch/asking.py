@@ -99,6 +99,7 @@ def query(
     exact: bool = False,
     literal: bool = False,
     moments: int = 1,
+    all_: bool = False,
     reranker: str | None = None,
     json_: bool = False,
     paths: bool = False,
@@ -149,6 +150,7 @@ def query(
                 exact=exact,
                 literal=literal,
                 moments=moments,
+                collapse=not all_,
             )
             if json_:
                 print(present.hits_line(hits, words) if many else present.hits_json(hits))

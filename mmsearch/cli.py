@@ -279,6 +279,9 @@ def query(
         bool, typer.Option("--literal", help='Look for every word: "in 2019" is no filter, "*2" no weight.')
     ] = False,
     moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
+    all_: Annotated[
+        bool, typer.Option("--all", help="List every copy of a file; else copies are one answer, and counted.")
+    ] = False,
     reranker: RerankerOption = None,
     json_: JsonOption = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print paths only, one a line.")] = False,
@@ -316,6 +319,7 @@ def query(
         exact=exact,
         literal=literal,
         moments=moments,
+        all_=all_,
         reranker=reranker,
         json_=json_,
         paths=paths,
@@ -434,6 +438,39 @@ def show(
     if clip is not None:
         showing.save_clip(moment, clip, exact=exact)
         say(f"wrote {clip}")
+
+
+@commands.command()
+def duplicates(
+    under: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Only below this folder; repeatable.")
+    ] = None,
+    index: IndexOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """List files that are the same, and pictures that nearly are; nothing is deleted.
+
+    In three kinds of groups: identical (the same bytes), resaved (one picture saved, resized or encoded again), similar
+    (shots of one thing, minutes apart). The best of each group comes first; the later kinds have only that one of a
+    group of an earlier kind.
+
+    Example: mmsearch duplicates --under ~/Pictures
+    """
+    from mmsearch import present
+
+    with _open(index) as library:
+        found = library.duplicates(under=under or ())
+    if json_:
+        print(json.dumps(found.as_dict(), indent=2))
+    elif found.groups:
+        print("\n".join(present.duplicates_lines(found)))
+    else:
+        say("nothing is there twice")
+    if found.without_hash:
+        say(
+            f"of {found.without_hash:,} pictures it is not known how they look: an earlier version indexed them; "
+            "'mmsearch index' of their folders finds it out"
+        )
 
 
 @commands.command()

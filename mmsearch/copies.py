@@ -1,9 +1,10 @@
 """Copies: files with the same bytes, and one picture saved, resized or encoded again, which are one answer.
 
 A picture is a copy of another where their perceptual hashes differ in few bits, see ``indexer.decode.likeness``. The
-vectors do not say so: those of a picture and of one a quarter as large may lie far apart. On 8,086 photographs (Flickr8k)
-and what they become at JPEG qualities of 30 to 95, at sizes from a quarter, as PNG and WebP and a tenth brighter or
-darker, the two bounds miss less than one copy in a hundred, and no two different photographs of 4,000 are within them.
+vectors do not say so: with the embedded model, those of a picture and of one a quarter as large have cosines down to
+0. Of 150 photographs (Flickr8k) and what each becomes at JPEG qualities of 30 to 95, at sizes from a quarter, as PNG
+and WebP, and a tenth brighter or darker, the hashes differ in at most 4 of 64 bits and 20 of 256; of the 8 million
+pairs among 4,000 different photographs none differs in fewer than 8 of 64.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mmsearch.things import Scored, Thing
 NEAR = 6
 """Bits of the 64 in which the hashes of two copies may differ."""
 NEAR_DETAIL = 24
-"""Bits of the 256: pages of one document, or screens of one program, differ in more than 30."""
+"""Bits of the 256: 40 pages of text on white differ in 64 and more, 40 screens of one program in 42 and more."""
 
 _BAND_BITS = 16
 _FLIPS = (0, *(1 << bit for bit in range(_BAND_BITS)))
@@ -75,11 +76,13 @@ def collapse(reader: Reader, query: Query, found: Sequence[Thing], k: int) -> li
         families = _families(reader, some)
         for thing in some:
             item = thing.best.item
-            if any(_same_place(item, other) for other in taken.get(_name(item.asset), ())):
+            name = _name(item.asset)
+            if any(_same_place(item, other) for other in taken.get(name, ())):
                 continue
-            family = [file for file in families[_name(item.asset)] if _passes(file.asset, query)]
+            family = [file for file in families[name] if _passes(file.asset, query)]
             for file in family:
-                taken.setdefault(file.name, []).append(item)
+                if file.name != name:  # what else is found of one file is another part of it
+                    taken.setdefault(file.name, []).append(item)
             answers.append(_shown(thing, family, query))
             if len(answers) == k:
                 return answers
@@ -97,7 +100,8 @@ def _families(reader: Reader, found: Iterable[Thing]) -> dict[str, list[File]]:
     others = reader.assets(sorted({number for found in near.values() for number in found} - same.keys()))
     families: dict[str, list[File]] = {}
     for name, asset in of.items():
-        equal = {i: other for i, other in same.items() if other.digest == asset.digest and same_kind(asset, other)}
+        content = asset.digest, kind_of(asset)
+        equal = {i: other for i, other in same.items() if (other.digest, kind_of(other)) == content}
         looks = near.get(numbers.get(name, -1), {})
         equal |= {i: same[i] if i in same else others[i] for i in looks}
         families[name] = [File(i, equal[i], looks.get(i) or likenesses.get(i)) for i in sorted(equal)]
@@ -116,13 +120,11 @@ def _look_alikes(reader: Reader, of: Mapping[int, Likeness]) -> dict[int, dict[i
     }
 
 
-def same_kind(one: Asset, other: Asset) -> bool:
-    """Whether equal bytes mean equal pieces: a table is cut up by other rules than a text."""
-    return one.modality is other.modality and (one.modality is Modality.IMAGE or _suffix(one) == _suffix(other))
-
-
-def _suffix(asset: Asset) -> str:
-    return os.path.splitext(asset.path)[1].lower() if asset.path else ".txt"
+def kind_of(asset: Asset) -> tuple[Modality, str]:
+    """What a file shares with others where equal bytes mean equal pieces: a table is not cut up as a text is."""
+    if asset.modality is Modality.IMAGE:
+        return asset.modality, ""
+    return asset.modality, os.path.splitext(asset.path)[1].lower() if asset.path else ".txt"
 
 
 def _name(asset: Asset) -> str:
@@ -138,7 +140,8 @@ def _same_place(item: Item, other: Item) -> bool:
     if here.page is not None or there.page is not None:
         return here.page == there.page
     if here.start is not None and there.start is not None:
-        return max(here.start, there.start) <= min(here.end or here.start, there.end or there.start)
+        first, second = sorted([(here.start, here.end or here.start), (there.start, there.end or there.start)])
+        return second[0] < first[1] or first[0] == second[0]
     return (here.first_line, here.last_line, item.text) == (there.first_line, there.last_line, other.text)
 
 
@@ -175,29 +178,15 @@ def _differing(one: int, other: int) -> int:
     return (one ^ other).bit_count()
 
 
-def alike_pairs(likenesses: Sequence[Likeness]) -> list[tuple[int, int]]:
-    """The places of every two pictures that are ``alike``, the smaller first, sorted.
-
-    Of pictures with the same two hashes only the first is paired with others, and each of the rest with it alone.
-    """
-    first: dict[tuple[int, bytes], int] = {}
-    pairs: set[tuple[int, int]] = set()
-    for place, one in enumerate(likenesses):
-        if one.phash is not None and one.detail is not None:
-            leader = first.setdefault((one.phash, one.detail), place)
-            if leader != place:
-                pairs.add((leader, place))
-    places = np.fromiter(first.values(), np.int64)  # (U,)
-    hashes = np.array([phash for phash, _ in first], np.uint64)  # (U,)
-    for i, j in _candidates(hashes):
-        one, other = sorted((int(places[i]), int(places[j])))
-        if alike(likenesses[one], likenesses[other]):
-            pairs.add((one, other))
-    return sorted(pairs)
+def alike_pairs(likenesses: Sequence[Likeness | None]) -> list[tuple[int, int]]:
+    """The places of every two pictures that are ``alike``, the smaller first, sorted."""
+    hashed = [(i, one) for i, one in enumerate(likenesses) if one is not None and one.phash is not None]
+    candidates = _candidates(np.array([one.phash for _, one in hashed], np.uint64))
+    return sorted({(hashed[i][0], hashed[j][0]) for i, j in candidates if alike(hashed[i][1], hashed[j][1])})
 
 
 def _candidates(hashes: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Every two of the hashes ``(U,)`` that are near, and some others, each once or more often."""
+    """Every two of the hashes ``(N,)`` that are ``NEAR``, the smaller first, each once or more often."""
     for number in range(len(BANDS)):
         parts = (hashes >> np.uint64(_BAND_BITS * number)) & np.uint64(0xFFFF)
         order = np.argsort(parts, kind="stable")
@@ -208,7 +197,7 @@ def _candidates(hashes: np.ndarray) -> Iterable[tuple[int, int]]:
             for i in np.flatnonzero(ends > starts).tolist():
                 others = order[starts[i] : ends[i]]
                 others = others[others > i]
-                near = others[_count_bits(hashes[others] ^ hashes[i]) <= NEAR] if len(others) else others
+                near = others[_count_bits(hashes[others] ^ hashes[i]) <= NEAR]
                 yield from ((i, j) for j in near.tolist())
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from indexer.performance import Performance
     from indexer.reports import AddReport, Progress, TokensReport, UpdateReport
     from indexer.writer import VerifyReport
+    from mmsearch.duplicates import Duplicates
     from mmsearch.rerank.explanation import Explanation
     from mmsearch.showing import Moment
 
@@ -427,6 +428,7 @@ class Library:
         exact: bool = False,
         literal: bool = False,
         moments: int = 1,
+        collapse: bool = True,
     ) -> Hits:
         """The items that fit best, best first; the same question gives the same list.
 
@@ -468,6 +470,8 @@ class Library:
             literal: whether every word of ``text`` is one to look for; with ``exact`` it is so anyway. A time is
                 read out of the words only where neither ``after`` nor ``before`` says one.
             moments: how many moments of one video may be among the answers.
+            collapse: whether files with the same bytes, and one picture saved, resized or encoded again, are one
+                answer, whose ``copies`` names the others.
 
         Raises:
             UsageError: the question makes no sense, or ``like`` names what is not in the index; the message says why.
@@ -508,6 +512,7 @@ class Library:
             candidates=candidates,
             exact=exact,
             moments=moments,
+            collapse=collapse,
         )
         k = ANSWERS if k is None else k
         if not query.compares:
@@ -580,6 +585,29 @@ class Library:
             return moment
         with self._need_index().snapshot() as snapshot:
             return with_best_frame(moment, snapshot.reader)
+
+    def duplicates(self, *, under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = ()) -> Duplicates:
+        """Files of the index that are the same, or nearly so, in groups; see ``mmsearch.duplicates.find``.
+
+        Nothing is deleted, and no model is loaded.
+
+        Args:
+            under: only files below this folder, or one of several.
+
+        Raises:
+            NoIndex: nothing was indexed yet.
+            StorageError: the index cannot be read.
+        """
+        from mmsearch.duplicates import find
+
+        index = self._need_index()
+        folders = [under] if isinstance(under, (str, os.PathLike)) else list(under)
+        if is_mini(index.manifest.encoder):
+            lines: calibration.Calibration | None = mini_calibration()
+        else:
+            lines = background.read(index, background.rows_of(index))
+        with index.snapshot() as snapshot:
+            return find(snapshot, lines, tuple(os.path.abspath(folder) for folder in folders))
 
     def remove(self, *paths: str | os.PathLike[str], keys: Sequence[str] = ()) -> int:
         """Take files, everything below folders, and added ``keys`` out of the index; return how many files there were.

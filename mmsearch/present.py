@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from indexer.derive import Tuning
     from indexer.performance import Performance, Stage
     from indexer.reports import TokensReport, UpdateReport
+    from mmsearch.duplicates import Duplicates
     from mmsearch.library import Status
     from mmsearch.rerank.explanation import Explanation
     from mmsearch.search import Hit, Hits
@@ -30,7 +31,7 @@ def hits_table(hits: Sequence[Hit], *, width: int) -> str:
 
     A list of files has their dates, in UTC as filters have them, instead of scores.
     """
-    where = [_where(hit) for hit in hits]
+    where = [_where(hit) + _copies(hit) for hit in hits]
     column = min(max((len(w) for w in where), default=0), max(20, width // 2))
     lines = []
     for hit, place in zip(hits, where, strict=True):
@@ -148,6 +149,22 @@ def _where(hit: Hit) -> str:
         return f"{place}  {clock(hit.start)}–{clock(hit.end)}"
     place = f"{place}:{hit.lines.first_line}" if hit.lines and hit.path else place
     return f"{place} of {display_path(str(hit.picture))}" if hit.picture else place
+
+
+def _copies(hit: Hit) -> str:
+    count = len(hit.copies)
+    return f" (+{count} {'copy' if count == 1 else 'copies'})" if count else ""
+
+
+def duplicates_lines(found: Duplicates) -> list[str]:
+    """The groups, a line for each file below one that says what they are."""
+    lines: list[str] = []
+    for group in found.groups:
+        lines.append(f"{group.kind}, {len(group.files)} files:")
+        for file in group.files:
+            size = "" if file.likeness is None else f"  {file.likeness.width} x {file.likeness.height}"
+            lines.append(f"  {display_path(file.name)}{size}  {file.asset.size / 1e3:,.0f} kB")
+    return lines
 
 
 def clock(seconds: float) -> str:

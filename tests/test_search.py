@@ -103,10 +103,10 @@ def test_the_same_question_twice_gives_the_same_list_ties_included(library: mmse
     for n in range(40):
         folder = paint(f"{n:02}.png", RED).parent
     library.index(folder)
-    first = library.query("red", k=7)
+    first = library.query("red", k=7, collapse=False)
     assert names(first) == [f"{n:02}.png" for n in range(7)]
     for _ in range(5):
-        assert library.query("red", k=7) == first
+        assert library.query("red", k=7, collapse=False) == first
 
 
 def test_filters(library: mmsearch.Library, paint: Paint) -> None:
@@ -122,7 +122,7 @@ def test_filters(library: mmsearch.Library, paint: Paint) -> None:
     library.index(folder)
 
     def found(**asked: object) -> list[str]:
-        hits = library.query("red", k=100, **asked)  # type: ignore[arg-type]
+        hits = library.query("red", k=100, collapse=False, **asked)  # type: ignore[arg-type]
         return sorted(str(hit.path.relative_to(folder)) for hit in hits if hit.path)
 
     everything = ["2020/a.png", "2021/a.png", "2021/a.txt", "2021/b.png", "2021/dated.jpg", "2021b/a.png"]
@@ -143,9 +143,9 @@ def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint)
     paths = [paint(f"{n}.png", RED, size=1) for n in range(300)]
     nowhere = [paths[0].parent / f"none{n}" for n in range(3000)]
     assert library.index(*paths).items == 300
-    assert len(library.query("red", k=999, under=[*nowhere, *paths[:250]])) == 250
+    assert len(library.query("red", k=999, under=[*nowhere, *paths[:250]], collapse=False)) == 250
     assert library.remove(*nowhere, *paths[50:]) == 250
-    assert names(library.query("red", k=999)) == [path.name for path in paths[:50]]
+    assert names(library.query("red", k=999, collapse=False)) == [path.name for path in paths[:50]]
 
 
 def test_a_list_ends_where_nothing_else_matches_unless_a_length_is_asked_for(
