@@ -336,6 +336,10 @@ class Reader:
         """Numbers ``(R,)``, growing, of the assets whose name and folders hold it."""
         return self._holders("names", match, limit)
 
+    def known(self, of: Sequence[str]) -> dict[str, int]:
+        """Those of many words that are in texts or names in one of their forms, and in how many of both."""
+        return words.known(self._plain, of)
+
     def some_texts(self, match: str, limit: int) -> list[str]:
         """Texts, and names with their folders, that hold what ``match`` says, so many of each at most; ``prepare``d."""
         texts = self._column("SELECT text FROM words WHERE words MATCH ? LIMIT ?", (match, limit))

@@ -265,7 +265,11 @@ def query(
         ),
     ] = False,
     literal: Annotated[
-        bool, typer.Option("--literal", help='Look for every word: "in 2019" and "without people" are no filters.')
+        bool,
+        typer.Option(
+            "--literal",
+            help='Look for every word as it is: no filters from "in 2019" and "without people", none respelled.',
+        ),
     ] = False,
     moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
     reranker: RerankerOption = None,
