@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from indexer.types import VISUAL, Box, Item, Modality, Span
 from mmsearch import moments
 from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.exact import allowed_rows, find_exact
+from mmsearch.lexicon import is_everyday
 from mmsearch.query import Query, least_shown
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.stage import SecondStage, fused_order
@@ -501,7 +503,7 @@ class Searcher:
             found = self._search_kind(snapshot, kind, asked, most, among)
             return found.rows, found.logits, len(found.rows) == most
 
-        spoken = evidence(reader, query.text, self._word_totals[1], nearest)
+        spoken = evidence(reader, query.text, self._word_totals[1], nearest, partial(is_everyday, self.encoder))
         if spoken is None:
             return {}, -np.inf
         rows = np.array([piece.row for piece in spoken.pieces])  # (P,)

@@ -19,7 +19,7 @@ from indexer.encoders import Encoder
 from indexer.reader import Reader
 from indexer.words import MARKS, match_all, match_any, tokens
 from mmsearch.language import foreign, is_english_only
-from mmsearch.words import common_ranks
+from mmsearch.lexicon import common_ranks, in_english, model_knows
 
 SHORTEST = 4
 """Letters of a word that may be misspelt; shorter ones are too near to each other."""
@@ -28,18 +28,6 @@ _SAMPLE = 200
 """Passages, and names, in which the words one slip away are looked for."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 _QUOTED = re.compile(r'("[^"]*")')
-_ENDINGS = (
-    ("ies", "y"),
-    ("es", ""),
-    ("s", ""),
-    ("ed", ""),
-    ("ed", "e"),
-    ("ing", ""),
-    ("ing", "e"),
-    ("er", ""),
-    ("ly", ""),
-)
-_DOUBLE = re.compile(r"(.)\1(ed|ing|er)")
 
 
 def read_words(question: str, reader: Reader, encoder: Encoder) -> tuple[str | None, dict[str, str]]:
@@ -77,17 +65,6 @@ def with_words(question: str, instead: dict[str, str]) -> str:
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"\w+", lambda match: instead.get(match[0], match[0]), parts[i])
     return "".join(parts)
-
-
-def in_english(word: str) -> bool:
-    """Whether a word is a common one of English, or a form of one."""
-    return any(form in common_ranks() for form in _forms(word))
-
-
-def model_knows(encoder: Encoder, word: str) -> bool:
-    """Whether a word, or what it is a form of, is a single token to the model."""
-    empty = encoder.count_tokens("")
-    return any(encoder.count_tokens(form) <= empty + 1 for form in _forms(word))
 
 
 def in_index(reader: Reader, word: str) -> bool:
@@ -147,14 +124,3 @@ def _plain(text: str) -> str:
     if text.isascii():
         return text.lower()
     return "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
-
-
-def _forms(word: str) -> Iterable[str]:
-    """A word, and what it may be a form of."""
-    yield word
-    for ending, instead in _ENDINGS:
-        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= SHORTEST - 1:
-            yield word.removesuffix(ending) + instead
-    doubled = _DOUBLE.search(word)
-    if doubled and doubled.end() == len(word):
-        yield word[: doubled.start() + 1]
