@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -473,6 +473,19 @@ class Reader:
     def names_with(self, match: str, limit: int = -1) -> np.ndarray:
         """Numbers ``(R,)``, growing, of the assets whose name and folders hold it."""
         return self._holders("names", match, limit)
+
+    def of_kinds(self, asset_ids: Sequence[int], kinds: Collection[Modality]) -> set[int]:
+        """Those of these assets that are files of such kinds."""
+        found: set[int] = set()
+        marks = ", ".join(f"'{kind.value}'" for kind in kinds)
+        for chunk in chunks(asset_ids):
+            query = f"SELECT id FROM assets WHERE modality IN ({marks}) AND id IN {_marks(chunk)}"
+            found.update(self._column(query, chunk))
+        return found
+
+    def known(self, of: Sequence[str]) -> dict[str, int]:
+        """Those of many words that are in texts or names in one of their forms, and in how many of both."""
+        return words.known(self._plain, of)
 
     def some_texts(self, match: str, limit: int) -> list[str]:
         """Texts, and names with their folders, that hold what ``match`` says, so many of each at most; ``prepare``d."""

@@ -25,6 +25,7 @@ import re
 import sqlite3
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
@@ -51,6 +52,10 @@ _PLAIN = str.maketrans(
 _QUOTED = re.compile(r'"([^"]*)"')
 MARKS = str.maketrans("“”„‟«»「」『』", '""""""""""')
 """Quotation marks of all languages to plain ones."""
+
+_BEGIN, _MANY = 2, 32
+"""Letters of stems that are looked for side by side where there are so many of them."""
+_LAST = "\U0010ffff"
 
 Phrase = tuple[str, ...]
 """Words that stand side by side, in this order."""
@@ -175,11 +180,48 @@ def forms(word: str, of: Sequence[str]) -> list[int]:
     return [place for (place,) in found]
 
 
+def stems(of: Sequence[str]) -> dict[str, list[str]]:
+    """The stems that these words have once they are in the tables, each with its words.
+
+    >>> stems(["dogs", "cat", "dog"])
+    {'cat': ['cat'], 'dog': ['dogs', 'dog']}
+    """
+    connection, lock = _stems()
+    found: dict[str, list[str]] = {}
+    with lock:
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO stems(rowid, text) VALUES (?, ?)", enumerate(of))
+        for stem, place in connection.execute("SELECT term, doc FROM terms ORDER BY term, doc").fetchall():
+            found.setdefault(stem, []).append(of[place])
+        connection.execute("ROLLBACK")
+    return found
+
+
+def known(connection: sqlite3.Connection, of: Sequence[str]) -> dict[str, int]:
+    """Those of many words, alike or not, that have a stem in the tables, and how many rows have it.
+
+    A stem that is looked for costs as much as dozens that are next to each other, and more the more it is used.
+    """
+    wanted = stems(of)
+    begins = Counter(stem[:_BEGIN] for stem in wanted)
+    single = [stem for stem in wanted if begins[stem[:_BEGIN]] < _MANY]
+    rows: Counter[str] = Counter()
+    for table in _TABLES:
+        connection.execute(f"CREATE VIRTUAL TABLE IF NOT EXISTS temp.{table}_terms USING fts5vocab(main, {table}, row)")
+        query = f"SELECT term, doc FROM temp.{table}_terms WHERE term"
+        found = connection.execute(f"{query} IN ({','.join('?' * len(single))})", single).fetchall()
+        for begin in (begin for begin, count in begins.items() if count >= _MANY):
+            found += connection.execute(f"{query} >= ? AND term < ?", (begin, begin + _LAST)).fetchall()
+        rows.update(dict(found))
+    return {word: rows[stem] for stem in wanted if stem in rows for word in wanted[stem]}
+
+
 @cache
 def _stems() -> tuple[sqlite3.Connection, threading.Lock]:
     """A table for words that are compared, empty between two uses."""
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.execute(f"CREATE VIRTUAL TABLE stems USING fts5(text, tokenize = '{TOKENIZER}')")
+    connection.execute("CREATE VIRTUAL TABLE terms USING fts5vocab(stems, instance)")
     return connection, threading.Lock()
 
 

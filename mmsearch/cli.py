@@ -276,7 +276,11 @@ def query(
         ),
     ] = False,
     literal: Annotated[
-        bool, typer.Option("--literal", help='Look for every word: "in 2019" is no filter, "*2" no weight.')
+        bool,
+        typer.Option(
+            "--literal",
+            help='Look for every word as it is: "in 2019" is no filter, "*2" no weight, and none is respelled.',
+        ),
     ] = False,
     moments: Annotated[int, typer.Option(min=1, metavar="N", help="Show up to so many moments of one video.")] = 1,
     all_: Annotated[

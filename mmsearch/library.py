@@ -537,8 +537,6 @@ class Library:
         if self._index is None or not asked.strip():
             return None, said
         with self._index.catalogue.read() as reader:
-            if not reader.has_words():
-                return None, said
             language, instead = read_words(asked, reader, self.questioner)
         if instead:
             respelt = with_words(asked, instead)

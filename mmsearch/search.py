@@ -21,6 +21,7 @@ from mmsearch.browse import newest
 from mmsearch.calibration import Calibration, line_for, probability
 from mmsearch.copies import collapse
 from mmsearch.exact import allowed_rows, find_exact
+from mmsearch.lexicon import is_everyday
 from mmsearch.like import Stored, stored
 from mmsearch.posterior import SEEN, Scale, level, one_expected, signs_of
 from mmsearch.query import Query
@@ -686,7 +687,7 @@ class Searcher:
             found = self._search_kind(snapshot, kind, asked, most, among)
             return found.rows, found.logits, len(found.rows) == most
 
-        spoken = evidence(reader, query.text, self._word_totals[1], nearest)
+        spoken = evidence(reader, query.text, self._word_totals[1], nearest, partial(is_everyday, self.encoder))
         if spoken is None:
             return {}, -np.inf
         rows = np.array([piece.row for piece in spoken.pieces])  # (P,)

@@ -9,38 +9,25 @@ with a capital or a digit in it, in quotes, or shorter than four letters.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from indexer.encoders import Encoder
 from indexer.reader import Reader
 from indexer.words import MARKS, match_all, match_any, tokens
 from mmsearch.language import foreign, is_english_only
-from mmsearch.words import common_ranks
+from mmsearch.lexicon import common_ranks, in_english, model_knows
 
 SHORTEST = 4
 """Letters of a word that may be misspelt; shorter ones are too near to each other."""
 LONGEST = 30
-_UNIQUE = 4
-"""Letters of a word up to which it must be near to one other word only: "hund" is a slip away from a dozen."""
 _SAMPLE = 200
 """Passages, and names, in which the words one slip away are looked for."""
+_LETTERS = re.compile(r"[^\W\d_]+")
 _QUOTED = re.compile(r'("[^"]*")')
-_ENDINGS = (
-    ("ies", "y"),
-    ("es", ""),
-    ("s", ""),
-    ("ed", ""),
-    ("ed", "e"),
-    ("ing", ""),
-    ("ing", "e"),
-    ("er", ""),
-    ("ly", ""),
-)
-_DOUBLE = re.compile(r"(.)\1(ed|ing|er)")
 
 
 def read_words(question: str, reader: Reader, encoder: Encoder) -> tuple[str | None, dict[str, str]]:
@@ -51,7 +38,7 @@ def read_words(question: str, reader: Reader, encoder: Encoder) -> tuple[str | N
         def is_english(word: str) -> bool:
             return in_english(word) or model_knows(encoder, word)
 
-        language = foreign(question, is_english, lambda word: in_index(reader, word))
+        language = foreign(question, is_english, lambda word: reader.has_words() and in_index(reader, word))
         if language is not None:
             return language, {}
     return None, respelled(question, reader, encoder)
@@ -59,13 +46,13 @@ def read_words(question: str, reader: Reader, encoder: Encoder) -> tuple[str | N
 
 def respelled(question: str, reader: Reader, encoder: Encoder) -> dict[str, str]:
     """The words of ``question`` that nobody knows, each with the word that it is asked as; empty if there is none."""
-    found: dict[str, str] = {}
-    for word in dict.fromkeys(_candidates(question)):
-        if not (in_english(word) or model_knows(encoder, word) or in_index(reader, word)):
-            better = _best(word, reader)
-            if better is not None:
-                found[word] = better
-    return found
+    unknown = [
+        one for one in dict.fromkeys(_candidates(question)) if not (in_english(one) or model_knows(encoder, one))
+    ]
+    if not unknown or not reader.has_words():
+        return {}
+    better = {word: _best(word, reader, encoder) for word in unknown if not in_index(reader, word)}
+    return {word: meant for word, meant in better.items() if meant is not None}
 
 
 def with_words(question: str, instead: dict[str, str]) -> str:
@@ -74,21 +61,10 @@ def with_words(question: str, instead: dict[str, str]) -> str:
     >>> with_words('vaccinated against rabeis, "rabeis"', {"rabeis": "rabies"})
     'vaccinated against rabies, "rabeis"'
     """
-    parts = _QUOTED.split(question)
+    parts = _QUOTED.split(question.translate(MARKS))
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"\w+", lambda match: instead.get(match[0], match[0]), parts[i])
     return "".join(parts)
-
-
-def in_english(word: str) -> bool:
-    """Whether a word is a common one of English, or a form of one."""
-    return any(form in common_ranks() for form in _forms(word))
-
-
-def model_knows(encoder: Encoder, word: str) -> bool:
-    """Whether a word, or what it is a form of, is a single token to the model."""
-    empty = encoder.count_tokens("")
-    return any(encoder.count_tokens(form) <= empty + 1 for form in _forms(word))
 
 
 def in_index(reader: Reader, word: str) -> bool:
@@ -120,45 +96,31 @@ def _candidates(question: str) -> Iterable[str]:
                 yield word
 
 
-def _best(word: str, reader: Reader) -> str | None:
+def _best(word: str, reader: Reader, encoder: Encoder) -> str | None:
     """The word one slip away that is the most frequent here, then in English; None where two are equally good."""
     near = {one for one in one_slip(word) if len(one) >= SHORTEST - 1}
-    here = _surfaces(near, reader)
-    ranks = common_ranks()
-    order = sorted(
-        ((-_count(one, reader) if one in here else 0, ranks.get(one, len(ranks) + 1)), one)
-        for one in near
-        if one in here or one in ranks
-    )
-    if not order or (len(order) > 1 and (order[0][0] == order[1][0] or len(word) <= _UNIQUE)):
+    known = reader.known(sorted(near))
+    here = _surfaces(list(known), reader) or {one for one in known if model_knows(encoder, one)}
+    # So few letters are a slip away from a common word by chance.
+    common = near.intersection(common_ranks()) if len(word) > SHORTEST else set()
+    order = sorted(((-known[one] if one in here else 0, _rank(one)), one) for one in here | common)
+    if not order or (len(order) > 1 and (order[0][0] == order[1][0] or len(word) == SHORTEST)):
         return None
     return order[0][1]
 
 
-def _surfaces(near: set[str], reader: Reader) -> set[str]:
+def _surfaces(near: Sequence[str], reader: Reader) -> set[str]:
     """Those words that stand as they are in some of the texts and names that hold them or another of their forms."""
-    said: Counter[str] = Counter()
-    for text in reader.some_texts(match_any(sorted(near)), _SAMPLE):
-        said.update(set(tokens(_plain(text))) & near)
-    return set(said)
+    texts = reader.some_texts(match_any(near), _SAMPLE) if near else []
+    return {one for text in texts for one in _LETTERS.findall(_plain(text))}.intersection(near)
 
 
-def _count(word: str, reader: Reader) -> int:
-    match = match_all([(word,)])
-    return len(reader.texts_with(match)) + len(reader.names_with(match))
+def _rank(word: str) -> float:
+    return common_ranks().get(word, math.inf)
 
 
 def _plain(text: str) -> str:
     """A text as FTS5 compares it: small letters without marks."""
+    if text.isascii():
+        return text.lower()
     return "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
-
-
-def _forms(word: str) -> Iterable[str]:
-    """A word, and what it may be a form of."""
-    yield word
-    for ending, instead in _ENDINGS:
-        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= SHORTEST - 1:
-            yield word.removesuffix(ending) + instead
-    doubled = _DOUBLE.search(word)
-    if doubled and doubled.end() == len(word):
-        yield word[: doubled.start() + 1]

@@ -13,7 +13,9 @@ Half of a question lifts little; a question of one rare word, all of which a pas
 What the vector has said already is not counted twice: odds o become o · (1 + (e^gain - 1) / (1 + o / c)), with c one in
 ten. A code such as "2024-113" is nothing to a vector, and has no hinge; and what holds all of a question is taken to be
 at least as likely as anything before its words are counted (one in a thousand), whatever its vector says: that of a
-picture is far from its file name.
+picture is far from its file name. Where the name of a picture says what a picture may show ("dog", and no number, nor a
+person), it is evidence beside what is seen, and no more: it adds ``NAME_OF_PICTURE`` at most, so that a file called
+dog.jpg hides no other dogs, and is no dog because it is called so.
 
 The share p is that of the library together with a thousand passages of everyday English: in a library of twenty files a
 word is not common because one of them holds it. A folder is named once, however many files lie below it: what its name
@@ -30,15 +32,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from indexer.exact import distinct
 from indexer.reader import Reader
 from indexer.records import PieceRow
-from indexer.types import Modality
+from indexer.types import VISUAL, Modality
 from indexer.words import Phrase, forms, match_all, phrases
+from mmsearch.lexicon import common_ranks
 
 HINGE = 4.6
 """Surprise, in nats, up to which a word of a longer question says nothing."""
@@ -46,6 +48,8 @@ SLOPE = 0.8
 """Log-odds for each nat above it."""
 CODE_SLOPE = 0.9
 """Log-odds for each nat of a code, from the first on."""
+NAME_OF_PICTURE = 3.5
+"""Log-odds that the name of a picture or a video adds at most, where it says what a picture may show."""
 COVERED = 4
 """The power of the covered share by which the hinge goes down."""
 PRIOR = math.log(1 / 999)
@@ -95,6 +99,7 @@ class Evidence:
     Attributes:
         in_text: ``(P, W)`` of the phrases in the text of a piece, 0 for one that is not there.
         in_name: ``(P, W)`` of those in the name of its file or its folders.
+        shown: ``(P, W)`` which of those in the name of its file a picture may show, and it is one.
         codes: ``(W,)`` which phrases are codes.
         most: ``(W,)`` what each phrase counts for in the whole question.
         total: the surprise of the whole question.
@@ -106,6 +111,7 @@ class Evidence:
     pieces: Sequence[PieceRow]
     in_text: np.ndarray
     in_name: np.ndarray
+    shown: np.ndarray
     codes: np.ndarray
     most: np.ndarray
     total: float
@@ -115,7 +121,9 @@ class Evidence:
     def only(self, kept: np.ndarray) -> Evidence:
         """The same for those pieces that are ``kept`` ``(P,)``."""
         pieces = [piece for piece, keep in zip(self.pieces, kept.tolist(), strict=True) if keep]
-        return replace(self, pieces=pieces, in_text=self.in_text[kept], in_name=self.in_name[kept])
+        return replace(
+            self, pieces=pieces, in_text=self.in_text[kept], in_name=self.in_name[kept], shown=self.shown[kept]
+        )
 
     def gains(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What each piece gains ``(P,)``, and in how far it holds the whole question ``(P,)``; see ``raised``.
@@ -124,14 +132,19 @@ class Evidence:
         ``logits`` ``(P,)`` say which that is without.
         """
         held = np.maximum(self.in_text, self.in_name)
-        with_name = raised(logits, *self.gain(held))  # (P,)
+        with_name = raised(logits, *self._gain(held))  # (P,)
         best: dict[int, int] = {}
         for i, piece in enumerate(self.pieces):
             j = best.setdefault(piece.asset_id, i)
             if with_name[i] > with_name[j]:
                 best[piece.asset_id] = i
         chosen = np.isin(np.arange(len(logits)), list(best.values()))
-        return self.gain(np.where(chosen[:, None], held, self.in_text))
+        return self._gain(np.where(chosen[:, None], held, self.in_text))
+
+    def _gain(self, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """That of pieces that hold so much, ``(P, W)``, where what a name of a picture says is shown adds little."""
+        gains, whole = self.gain(np.where(self.shown & (self.in_text == 0), 0, held))
+        return np.minimum(self.gain(held)[0], gains + NAME_OF_PICTURE), whole
 
     def gain(self, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same for whatever holds so much of each phrase, ``(P, W)``."""
@@ -153,11 +166,18 @@ Nearest = Callable[[Modality, np.ndarray], tuple[np.ndarray, np.ndarray, bool]]
 ``(N,)``, best first, and whether there are more."""
 
 
-def evidence(reader: Reader, question: str, totals: tuple[int, int], nearest: Nearest) -> Evidence | None:
+def evidence(
+    reader: Reader,
+    question: str,
+    totals: tuple[int, int],
+    nearest: Nearest,
+    may_show: Callable[[str], bool],
+) -> Evidence | None:
     """What the words of ``question`` speak for among all items; None if they say nothing.
 
     Args:
         totals: how many passages and how many names there are, ``Reader.word_totals``.
+        may_show: whether a picture may show what a word says.
     """
     weighed = weigh(reader, question, totals)
     total = sum(one.most for one in weighed)
@@ -173,14 +193,20 @@ def evidence(reader: Reader, question: str, totals: tuple[int, int], nearest: Ne
     assets = np.array([piece.asset_id for piece in pieces])
     in_text = np.stack([np.isin(ids, one.texts) * one.in_text for one in looked], axis=1)  # (P, W)
     in_name = np.stack([np.isin(assets, one.names) * one.in_name for one in looked], axis=1)  # (P, W)
+    seen = np.array([not one.code and all(map(may_show, one.phrase)) for one in looked])
+    shown = seen & (in_name > 0)
+    shown &= np.isin(assets, list(reader.of_kinds(distinct(assets[shown.any(axis=1)]).tolist(), VISUAL)))[:, None]
     for kind, below in folders.items():
         here = np.array([piece.modality is kind for piece in pieces], dtype=bool)
         rows = np.array([piece.row for piece in pieces], dtype=np.int64)[here]
-        in_name[here] = np.maximum(in_name[here], below.held_at(rows))
+        in_folders = below.held_at(rows)
+        in_name[here] = np.maximum(in_name[here], in_folders)
+        shown[here] &= in_folders == 0
     return Evidence(
         pieces,
         in_text,
         in_name,
+        shown,
         np.array([one.code for one in looked]),
         np.array([one.most for one in looked]),
         total,
@@ -341,10 +367,3 @@ def _common_words() -> dict[str, list[tuple[str, int]]]:
     for word, rank in common_ranks().items():
         found.setdefault(word[:_SAME], []).append((word, rank))
     return found
-
-
-@cache
-def common_ranks() -> dict[str, int]:
-    """The most common words of English, each with its rank, from 1 on."""
-    words = Path(__file__).with_name("common_words.txt").read_text(encoding="ascii").split()
-    return {word: rank for rank, word in enumerate(words, 1)}

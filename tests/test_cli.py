@@ -239,6 +239,7 @@ def test_nothing_found_is_said_and_is_no_failure(samples_index: Path) -> None:
         "nothing_else_matches": False,
         "not_reranked": None,
         "understood": None,
+        "foreign": None,
     }
 
 

@@ -175,6 +175,7 @@ def test_nothing_matches_and_nothing_to_choose_from_are_two_things(library: mmse
         "nothing_else_matches": True,
         "not_reranked": "there is no reranker for colours",
         "understood": None,
+        "foreign": None,
     }
     assert empty.not_reranked is None
 

@@ -27,8 +27,9 @@ from indexer.errors import StorageError
 from indexer.index import Index
 from indexer.records import PieceRow
 from indexer.types import Asset, Modality, Span
+from mmsearch.lexicon import is_everyday
 from mmsearch.present import hits_table
-from mmsearch.words import PRIOR, Evidence, evidence, is_code, raised, surprise, weigh
+from mmsearch.words import NAME_OF_PICTURE, PRIOR, Evidence, evidence, is_code, raised, surprise, weigh
 
 COMMON = Path(mmsearch.__file__).with_name("common_words.txt").read_text(encoding="ascii").split()
 
@@ -407,7 +408,17 @@ def test_gains_by_hand() -> None:
     """A question of a code worth 6 and a word worth 6: one piece holds both, one the code, one the word."""
     pieces = [PieceRow(i, i, Modality.TEXT, i) for i in range(3)]
     in_text, codes, none = np.array([[6.0, 6], [6, 0], [0, 6]]), np.array([True, False]), np.zeros((0, 2))
-    spoken = Evidence(pieces, in_text, np.zeros((3, 2)), codes, np.array([6.0, 6]), 12.0, np.zeros(0), none)
+    spoken = Evidence(
+        pieces,
+        in_text,
+        np.zeros((3, 2)),
+        np.zeros((3, 2), dtype=bool),
+        codes,
+        np.array([6.0, 6]),
+        12.0,
+        np.zeros(0),
+        none,
+    )
     gains, whole = spoken.gains(np.zeros(3))
     half = 4.6 * (1 - 0.5**4)
     assert gains.tolist() == pytest.approx([0.9 * 6 + 0.8 * 6, 0.5 * 0.9 * 6, 0.5 * 0.8 * (6 - half)])
@@ -430,12 +441,60 @@ def test_a_name_counts_for_the_best_piece_of_its_file(index: Index) -> None:
             [Put(Asset("/t/Garmisch.txt", Modality.TEXT, 1, 2, b"d" * 16), pieces, np.eye(4)[:3].astype("f4"))]
         )
     with index.catalogue.read() as reader:
-        spoken = evidence(reader, "garmisch", reader.word_totals(), nothing_below)
+        spoken = evidence(reader, "garmisch", reader.word_totals(), nothing_below, lambda _: True)
         assert spoken is not None and [piece.id for piece in spoken.pieces] == [1, 2, 3]
         gains, whole = spoken.gains(np.array([-3.0, -1.0, -2.0]))
         assert gains.tolist() == pytest.approx([0, 0.8 * surprise(1, 1, 0.001), 0])
         assert whole.tolist() == [0, 1, 0]
-        assert evidence(reader, "the of a", reader.word_totals(), nothing_below) is None
+        assert evidence(reader, "the of a", reader.word_totals(), nothing_below, lambda _: True) is None
+
+
+def test_the_name_of_a_picture_is_evidence_and_that_of_a_text_says_what_it_is(index: Index) -> None:
+    """Pictures called zebra, one of them with the word in it, another named by a code; a text and a page called so."""
+    puts = [
+        Put(Asset(path, kind, 1, 2, path.encode().rjust(16)), [piece], np.eye(4)[:1].astype("f4"))
+        for path, kind, piece in (
+            ("/p/zebra.png", Modality.IMAGE, Piece(Modality.IMAGE)),
+            ("/p/zebra.txt", Modality.TEXT, Piece(Modality.TEXT, Span(1, 1), "words")),
+            ("/p/zebra.pdf", Modality.TEXT, Piece(Modality.IMAGE, Span(page=1))),
+            ("/p/a/zebra.png", Modality.IMAGE, Piece(Modality.TEXT, Span(box=(0, 0, 1, 1)), "a zebra", "ocr")),
+            ("/p/b/zebra.png", Modality.IMAGE, Piece(Modality.TEXT, Span(box=(0, 0, 1, 1)), "words", "ocr")),
+            ("/p/2024-113.png", Modality.IMAGE, Piece(Modality.IMAGE)),
+        )
+    ]
+    with index.writing() as writer:
+        writer.apply(puts)
+
+    def gains(question: str, may_show: bool) -> tuple[list[float], list[float]]:
+        with index.catalogue.read() as reader:
+            spoken = evidence(reader, question, reader.word_totals(), nothing_below, lambda _: may_show)
+        assert spoken is not None
+        gains, whole = spoken.gains(np.full(len(spoken.pieces), -9.0))
+        return gains.tolist(), whole.tolist()
+
+    name, text = 0.8 * surprise(5, 6, 0.001), 0.8 * surprise(1, 3, 0.001)
+    assert name > NAME_OF_PICTURE
+    assert gains("zebra", False) == (pytest.approx([name, name, name, max(name, text), name]), [1.0] * 5)
+    assert gains("zebra", True) == (
+        pytest.approx([NAME_OF_PICTURE, name, name, text, NAME_OF_PICTURE]),
+        [0.0, 1.0, 1.0, 1.0, 0.0],
+    )
+    code = 0.9 * surprise(1, 6, 0.001)
+    assert gains("2024-113", True) == gains("2024-113", False) == (pytest.approx([code]), [1.0])
+    # Of a name that says both, the code counts whole, and what is seen beside it.
+    half = gains("zebra 2024-113", True)[0]
+    assert half[-1] == gains("zebra 2024-113", False)[0][-1] and half[0] < NAME_OF_PICTURE
+
+
+def test_words_that_a_picture_may_show() -> None:
+    """A model with single tokens for a few words; names have no other form, rare words are several tokens."""
+
+    class Few(ColourEncoder):
+        def count_tokens(self, text: str) -> int:
+            return 2 + sum(1 if word in {"zebra", "zebras", "lisbon", "anna"} else 3 for word in text.split())
+
+    words = ("zebra", "Zebras", "dog", "dogs", "walking", "lisbon", "Anna", "sintra", "quagga")
+    assert [is_everyday(Few(), word) for word in words] == [True] * 5 + [False] * 4
 
 
 def test_a_number_finds_its_passage_and_common_words_change_nothing(library: mmsearch.Library, photos: Path) -> None:
