@@ -43,7 +43,7 @@ FIRST = 3.0
 """What the first answer of a list counts for; the one at place r counts for 1 / (1 + r / 10)."""
 BOUNDS = (0.005, 0.995)
 """Quantiles of each sign between which what was fitted holds."""
-UNITS, STEPS, RATE, DECAY = 8, 600, 0.02, 0.1
+UNITS, STEPS, RATE, DECAY = 8, 1500, 0.02, 0.1
 """Of the hidden layer, and of the fit: chosen by what is said of kinds of things that had no part in it."""
 
 
