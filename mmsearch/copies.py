@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ NEAR_DETAIL = 24
 """Bits of the 256: 40 pages of text on white differ in 64 and more, 40 screens of one program in 42 and more."""
 
 _BAND_BITS = 16
+_AT_ONCE = 1 << 20
 _FLIPS = (0, *(1 << bit for bit in range(_BAND_BITS)))
 """Hashes that differ in fewer than 8 bits differ in at most one in one of their four parts (Norouzi et al., "Fast
 search in Hamming space with multi-index hashing", 2012)."""
@@ -185,20 +186,32 @@ def alike_pairs(likenesses: Sequence[Likeness | None]) -> list[tuple[int, int]]:
     return sorted({(hashed[i][0], hashed[j][0]) for i, j in candidates if alike(hashed[i][1], hashed[j][1])})
 
 
-def _candidates(hashes: np.ndarray) -> Iterable[tuple[int, int]]:
+def _candidates(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
     """Every two of the hashes ``(N,)`` that are ``NEAR``, the smaller first, each once or more often."""
     for number in range(len(BANDS)):
         parts = (hashes >> np.uint64(_BAND_BITS * number)) & np.uint64(0xFFFF)
         order = np.argsort(parts, kind="stable")
         rising = parts[order]
         for flip in _FLIPS:
-            wanted = parts ^ np.uint64(flip)
+            wanted = rising ^ np.uint64(flip)
             starts, ends = np.searchsorted(rising, wanted), np.searchsorted(rising, wanted, side="right")
-            for i in np.flatnonzero(ends > starts).tolist():
-                others = order[starts[i] : ends[i]]
-                others = others[others > i]
-                near = others[_count_bits(hashes[others] ^ hashes[i]) <= NEAR]
-                yield from ((i, j) for j in near.tolist())
+            for some, places in _expanded(starts, ends):
+                one, other = order[some], order[places]
+                near = one < other
+                near[near] = _count_bits(hashes[one[near]] ^ hashes[other[near]]) <= NEAR
+                yield from zip(one[near].tolist(), other[near].tolist(), strict=True)
+
+
+def _expanded(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each ``i`` with every place from ``starts[i]`` to before ``ends[i]``, as two arrays, some millions at once."""
+    counts = ends - starts
+    total = np.concatenate([[0], np.cumsum(counts)])
+    first = 0
+    while first < len(counts):
+        last = max(first + 1, int(np.searchsorted(total, total[first] + _AT_ONCE, side="right")) - 1)
+        some = np.repeat(np.arange(first, last), counts[first:last])
+        yield some, np.arange(total[first], total[last]) - np.repeat((total[:-1] - starts)[first:last], counts[first:last])
+        first = last
 
 
 _BITS = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
