@@ -36,6 +36,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from indexer import words
 from indexer.content import Digest
 from indexer.reader import (
+    BAND,
     BANDS,
     BUSY_SECONDS,
     MOMENT,
@@ -458,8 +459,9 @@ def _migrate(connection: Connection) -> None:
             declared = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
             connection.exec_driver_sql(f"ALTER TABLE items ADD COLUMN {declared}")
     connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS assets_moment ON assets ({MOMENT})")
-    for number, band in enumerate(BANDS):
-        connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS pictures_band_{number} ON pictures ({band})")
+    for shift, mask in BANDS:
+        band = BAND.format(shift, mask)
+        connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS pictures_band_{shift} ON pictures ({band})")
     older = (META.c.name == "schema") & (META.c.value < SCHEMA_VERSION)
     connection.execute(sa.update(META).where(older).values(value=SCHEMA_VERSION))
 

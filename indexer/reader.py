@@ -33,8 +33,10 @@ _FIRST_WITH_PLACES = 3
 _FIRST_WITH_PICTURES = 5
 """Before this one, it is not said how pictures look."""
 
-BANDS = tuple(f"(phash >> {shift}) & 65535" for shift in (0, 16, 32, 48))
-"""The four parts of a perceptual hash, of each of which the writer makes an index."""
+BANDS = ((0, 0x1FFF), (13, 0x1FFF), (26, 0x1FFF), (39, 0x1FFF), (52, 0xFFF))
+"""The parts of a perceptual hash by their shifts and masks: two hashes that differ in at most four bits share one."""
+BAND = "(phash >> {}) & {}"
+"""Such a part in SQL; the writer makes an index of each."""
 IN_CHUNK = 500
 """Values in one IN (...): SQLite allows 999 parameters in its older builds."""
 MOMENT = "coalesce(taken, mtime_ns / 1e9)"
@@ -242,13 +244,16 @@ class Reader:
             found.update((asset_id, _likeness(columns)) for asset_id, *columns in self._all(query, chunk))
         return found
 
-    def pictures_in_band(self, number: int, values: Sequence[int]) -> dict[int, Likeness]:
-        """The pictures whose perceptual hash has one of ``values`` as its part ``BANDS[number]``, by asset."""
-        found: dict[int, Likeness] = {}
-        for chunk in chunks(values) if self.knows_pictures() else ():
-            query = f"SELECT asset_id, {_LIKENESS} FROM pictures WHERE ({BANDS[number]}) IN {_marks(chunk)}"
-            found.update((asset_id, _likeness(columns)) for asset_id, *columns in self._all(query, chunk))
-        return found
+    def sharing_bands(self, phashes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The pictures whose perceptual hash has one of its ``BANDS`` in common with one of ``phashes``: the numbers of
+        their assets ``(P,)``, growing, and their hashes ``(P,)``."""
+        found: dict[int, int] = {}
+        for shift, mask in BANDS if phashes and self.knows_pictures() else ():
+            for chunk in chunks(sorted({phash >> shift & mask for phash in phashes})):
+                query = f"SELECT asset_id, phash FROM pictures WHERE ({BAND.format(shift, mask)}) IN {_marks(chunk)}"
+                found.update(self._all(query, chunk))
+        numbers = sorted(found)
+        return np.array(numbers, np.int64), np.array([found[i] for i in numbers], np.int64).view(np.uint64)
 
     def without_likeness(self, under: Sequence[str] = ()) -> list[int]:
         """Numbers of the picture files, at or below the paths ``under`` if there are any, of which it is not known how

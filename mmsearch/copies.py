@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,15 +22,14 @@ from indexer.types import Asset, Item, Modality, Span
 from mmsearch.query import Query
 from mmsearch.things import Scored, Thing
 
-NEAR = 6
-"""Bits of the 64 in which the hashes of two copies may differ."""
+NEAR = 4
+"""Bits of the 64 in which the hashes of two copies may differ: they then share one of ``indexer.reader.BANDS``, as in
+multi-index hashing (Norouzi et al., "Fast search in Hamming space with multi-index hashing", 2012)."""
 NEAR_DETAIL = 24
 """Bits of the 256: 40 pages of text on white differ in 64 and more, 40 screens of one program in 42 and more."""
 
-_BAND_BITS = 16
-_FLIPS = (0, *(1 << bit for bit in range(_BAND_BITS)))
-"""Hashes that differ in fewer than 8 bits differ in at most one in one of their four parts (Norouzi et al., "Fast
-search in Hamming space with multi-index hashing", 2012)."""
+_AT_ONCE = 1 << 20
+"""Candidates that are compared at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +109,13 @@ def _families(reader: Reader, found: Iterable[Thing]) -> dict[str, list[File]]:
 
 def _look_alikes(reader: Reader, of: Mapping[int, Likeness]) -> dict[int, dict[int, Likeness]]:
     """The pictures of the index that look like each of these, itself included, by the numbers of their files."""
-    hashes = [likeness.phash for likeness in of.values() if likeness.phash is not None]
-    near: dict[int, Likeness] = {}
-    for number in range(len(BANDS)):
-        parts = [phash >> (_BAND_BITS * number) & 0xFFFF for phash in hashes]
-        near |= reader.pictures_in_band(number, sorted({part ^ flip for part in parts for flip in _FLIPS}))
+    hashed = {asset_id: one.phash for asset_id, one in of.items() if one.phash is not None}
+    numbers, hashes = reader.sharing_bands(sorted(set(hashed.values())))
+    near = {asset_id: numbers[_count_bits(hashes ^ np.uint64(phash)) <= NEAR] for asset_id, phash in hashed.items()}
+    looks = reader.likenesses(sorted({i for some in near.values() for i in some.tolist()}))
     return {
-        asset_id: {i: other for i, other in near.items() if alike(likeness, other)} for asset_id, likeness in of.items()
+        asset_id: {i: looks[i] for i in numbers.tolist() if alike(of[asset_id], looks[i])}
+        for asset_id, numbers in near.items()
     }
 
 
@@ -185,20 +184,31 @@ def alike_pairs(likenesses: Sequence[Likeness | None]) -> list[tuple[int, int]]:
     return sorted({(hashed[i][0], hashed[j][0]) for i, j in candidates if alike(hashed[i][1], hashed[j][1])})
 
 
-def _candidates(hashes: np.ndarray) -> Iterable[tuple[int, int]]:
+def _candidates(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
     """Every two of the hashes ``(N,)`` that are ``NEAR``, the smaller first, each once or more often."""
-    for number in range(len(BANDS)):
-        parts = (hashes >> np.uint64(_BAND_BITS * number)) & np.uint64(0xFFFF)
+    for shift, mask in BANDS:
+        parts = (hashes >> np.uint64(shift)) & np.uint64(mask)
         order = np.argsort(parts, kind="stable")
         rising = parts[order]
-        for flip in _FLIPS:
-            wanted = parts ^ np.uint64(flip)
-            starts, ends = np.searchsorted(rising, wanted), np.searchsorted(rising, wanted, side="right")
-            for i in np.flatnonzero(ends > starts).tolist():
-                others = order[starts[i] : ends[i]]
-                others = others[others > i]
-                near = others[_count_bits(hashes[others] ^ hashes[i]) <= NEAR]
-                yield from ((i, j) for j in near.tolist())
+        ends = np.searchsorted(rising, rising, side="right")
+        for some, places in _expanded(np.arange(1, len(order) + 1), ends):
+            one, other = order[some], order[places]  # of equal parts the order is that of the places
+            near = _count_bits(hashes[one] ^ hashes[other]) <= NEAR
+            yield from zip(one[near].tolist(), other[near].tolist(), strict=True)
+
+
+def _expanded(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each ``i`` with every place from ``starts[i]`` to before ``ends[i]``, as two arrays, some millions at once."""
+    counts = ends - starts
+    total = np.concatenate([[0], np.cumsum(counts)])
+    shifts = starts - total[:-1]
+    first = 0
+    while first < len(counts):
+        last = max(first + 1, int(np.searchsorted(total, total[first] + _AT_ONCE, side="right")) - 1)
+        repeats = counts[first:last]
+        places = np.arange(total[first], total[last]) + np.repeat(shifts[first:last], repeats)
+        yield np.repeat(np.arange(first, last), repeats), places
+        first = last
 
 
 _BITS = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)

@@ -113,7 +113,9 @@ def _grouped(
             continue
         others = [other for other in sorted(set(neighbours[place])) if other not in taken]
         taken.update(others)
-        files = sorted([*bundle, *(file for other in others for file in bundles[other])], key=File.order)
+        files = bundle
+        if others:
+            files = sorted([*bundle, *(file for other in others for file in bundles[other])], key=File.order)
         firsts.append(files[0])
         if len(files) > 1:
             groups.append(Group(kind, tuple(files)))
