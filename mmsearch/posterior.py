@@ -47,6 +47,9 @@ LIKELY = 0.35
 """Probability from which on it is called likely, and below which it is called weak."""
 PRIOR_ODDS = math.log(999)
 """The odds against a match before anything is seen, which the log-odds of ``mmsearch.calibration`` have in them."""
+PASSAGES = 0.5
+"""What the log-odds of a passage for words count for: its vector and the words in it say much the same, and a passage
+that names a thing is less often what was meant than a picture that shows it."""
 FEWEST, MOST = 20, 1000
 """Items of a library in which one match is expected where nothing was fitted, at least and at most."""
 
@@ -74,9 +77,12 @@ class Scale:
         return np.asarray(1 / (1 + np.exp(-np.clip(self.log_odds(logits), -500, 500))))
 
 
-def one_expected(items: int) -> Scale:
-    """The scale where nothing was fitted: one match is expected among ``items``, within ``FEWEST`` and ``MOST``."""
-    return Scale(1.0, PRIOR_ODDS - math.log(min(max(items, FEWEST), MOST) - 1))
+def one_expected(items: int, slope: float = 1.0) -> Scale:
+    """The scale where nothing was fitted: one match is expected among ``items``, within ``FEWEST`` and ``MOST``.
+
+    With a ``slope`` below 1 the log-odds count for less, where what made them says much the same.
+    """
+    return Scale(slope, slope * (PRIOR_ODDS - math.log(min(max(items, FEWEST), MOST) - 1)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,6 +161,8 @@ def read(values: Mapping[str, Mapping[str, Any]]) -> dict[Direction, Posterior]:
         shapes = [(signs,)] * 4 + [(units, signs), (units,), (2, units), (2,), (2,)]
         if signs != len(SIGNS) or [array.shape for array in arrays.values()] != shapes:
             raise ValueError(f"{direction} is not of {len(SIGNS)} signs")
+        if not all(np.isfinite(array).all() for array in arrays.values()) or not (arrays["std"] > 0).all():
+            raise ValueError(f"{direction} has numbers that are none, or a std of 0")
         found[Modality(asked), Modality(answered)] = Posterior(**arrays)
     return found
 

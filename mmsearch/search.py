@@ -23,7 +23,7 @@ from mmsearch.copies import collapse
 from mmsearch.exact import allowed_rows, find_exact
 from mmsearch.lexicon import is_everyday
 from mmsearch.like import Stored, stored
-from mmsearch.posterior import SEEN, Scale, level, one_expected, signs_of
+from mmsearch.posterior import PASSAGES, SEEN, Scale, level, one_expected, signs_of
 from mmsearch.query import Query
 from mmsearch.readable import with_texts
 from mmsearch.rerank import PictureSide, Reranker, TextSide
@@ -520,7 +520,8 @@ class Searcher:
         sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, asked.query))
         fitted = self._posteriors(bool(again.reranked.any())).get((Modality.TEXT, _as_trained(answered)))
         if fitted is None or len(asked.wanted) > 1 or asked.query.text is None:
-            return one_expected(sample.items)
+            words_alone = answered is Modality.TEXT and all(part.asked is Modality.TEXT for part in asked.wanted)
+            return one_expected(sample.items, PASSAGES if words_alone else 1.0)
         return fitted.scale(self._signs(asked, answered, sample, first, again))
 
     def _signs(self, asked: Asked, answered: Modality, sample: Sample, first: _Found, again: _Found) -> np.ndarray:

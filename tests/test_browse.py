@@ -201,7 +201,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> mmsearch.Library:
         {"like": "p03.png"},
         {"like": ["d1.pdf", "t0.txt"], "text": "blue"},
     ],
-    ids=str,
+    ids=lambda asked: "-".join(map(str, asked)),
 )
 @pytest.mark.parametrize("step", [1, 3, 10, 40])
 def test_pages_put_together_are_the_long_list(mixed: mmsearch.Library, asked: dict[str, Any], step: int) -> None:

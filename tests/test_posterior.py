@@ -114,6 +114,7 @@ def test_numbers_that_do_not_fit_together(change: dict[str, object]) -> None:
 @pytest.mark.parametrize(("items", "odds"), [(1, 19), (20, 19), (100, 99), (1000, 999), (10**6, 999)])
 def test_one_match_is_expected_where_nothing_was_fitted(items: int, odds: float) -> None:
     assert one_expected(items).log_odds(np.array([0.0]))[0] == pytest.approx(math.log(999 / odds))
+    assert one_expected(items, 0.5).log_odds(np.array([2.0]))[0] == pytest.approx((2 + math.log(999 / odds)) / 2)
 
 
 def test_the_order_of_answers_stays_with_what_is_shipped() -> None:

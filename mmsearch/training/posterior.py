@@ -159,7 +159,8 @@ def fitted(observed: Sequence[Observed], *, seed: int = 0) -> Posterior:
     signs, logits, right, weight = (torch.tensor(part) for part in _arrays(observed))  # (Q, F), (Q, K) each
     low, high = (torch.quantile(signs, bound, dim=0) for bound in BOUNDS)
     signs = signs.clamp(low, high)
-    mean, std = signs.mean(dim=0), signs.std(dim=0) + 1e-9
+    mean, std = signs.mean(dim=0), signs.std(dim=0)
+    std[std < 1e-3] = 1.0  # a sign that is always the same: nearness without a bank
     values = (signs - mean) / std
     among = weight > 0
     centre, spread = logits[among].mean(), logits[among].std()
