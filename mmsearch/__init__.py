@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from indexer.reports import AddReport, Progress, SkippedAddition, TokensReport, UpdateReport
     from indexer.types import Asset, Item, Modality, Skipped, Span
     from indexer.writer import VerifyReport
+    from mmsearch.duplicates import Duplicates
     from mmsearch.library import Library, Status, open
     from mmsearch.query import Query, parse_query
     from mmsearch.rerank import Reranker
@@ -44,6 +45,7 @@ _HOME = {
     "Addition": "indexer.add",
     "Asset": "indexer.types",
     "DecodeError": "indexer.errors",
+    "Duplicates": "mmsearch.duplicates",
     "Explanation": "mmsearch.rerank.explanation",
     "Hit": "mmsearch.search",
     "Hits": "mmsearch.search",
@@ -78,6 +80,7 @@ __all__ = [
     "Addition",
     "Asset",
     "DecodeError",
+    "Duplicates",
     "Explanation",
     "Hit",
     "Hits",

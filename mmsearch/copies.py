@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,10 +97,12 @@ def _families(reader: Reader, found: Iterable[Thing]) -> dict[str, list[File]]:
     likenesses = reader.likenesses(pictures)
     near = _look_alikes(reader, likenesses)
     others = reader.assets(sorted({number for found in near.values() for number in found} - same.keys()))
+    by_content: dict[Hashable, dict[int, Asset]] = {}
+    for i, other in same.items():
+        by_content.setdefault(content(other), {})[i] = other
     families: dict[str, list[File]] = {}
     for name, asset in of.items():
-        content = asset.digest, kind_of(asset)
-        equal = {i: other for i, other in same.items() if (other.digest, kind_of(other)) == content}
+        equal = dict(by_content.get(content(asset), {}))
         looks = near.get(numbers.get(name, -1), {})
         equal |= {i: same[i] if i in same else others[i] for i in looks}
         families[name] = [File(i, equal[i], looks.get(i) or likenesses.get(i)) for i in sorted(equal)]
@@ -119,11 +121,11 @@ def _look_alikes(reader: Reader, of: Mapping[int, Likeness]) -> dict[int, dict[i
     }
 
 
-def kind_of(asset: Asset) -> tuple[Modality, str]:
-    """What a file shares with others where equal bytes mean equal pieces: a table is not cut up as a text is."""
+def content(asset: Asset) -> Hashable:
+    """What tells the content of a file from all others: a table is not cut up as a text of equal bytes is."""
     if asset.modality is Modality.IMAGE:
-        return asset.modality, ""
-    return asset.modality, os.path.splitext(asset.path)[1].lower() if asset.path else ".txt"
+        return asset.digest, asset.modality
+    return asset.digest, asset.modality, os.path.splitext(asset.path)[1].lower() if asset.path else ".txt"
 
 
 def _name(asset: Asset) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from indexer.index import Snapshot
 from indexer.types import Modality
 from mmsearch.calibration import Calibration, line_for
-from mmsearch.copies import File, alike_pairs, kind_of
+from mmsearch.copies import File, alike_pairs, content
 
 MINUTES = 10
 """Between the first and any other of the shots of one thing, at most."""
@@ -69,16 +69,11 @@ def find(snapshot: Snapshot, lines: Calibration | None = None, under: Sequence[s
     likenesses = reader.likenesses([i for i, asset in assets.items() if asset.modality is Modality.IMAGE])
     files = [File(asset_id, asset, likenesses.get(asset_id)) for asset_id, asset in assets.items()]
     files.sort(key=File.order)
-    identical, files = _grouped("identical", _bundles(files, [_content(file) for file in files]))
+    identical, files = _grouped("identical", _bundles(files, [content(file.asset) for file in files]))
     bundles = _bundles(files, [_look(file) for file in files])
     resaved, files = _grouped("resaved", bundles, alike_pairs([bundle[0].likeness for bundle in bundles]))
     similar, _ = _grouped("similar", [[file] for file in files], _similar(snapshot, files, _least_cosine(lines)))
     return Duplicates((*identical, *resaved, *similar), len(reader.without_likeness(under)))
-
-
-def _content(file: File) -> Hashable:
-    """What tells a content from all others: equal bytes that are cut up by other rules are another."""
-    return file.asset.digest, kind_of(file.asset)
 
 
 def _look(file: File) -> Hashable:

@@ -16,6 +16,8 @@ from PIL import Image
 import mmsearch
 from indexer.embedding import DEFAULT_PRECISION
 from indexer.encoders.precision import FLOAT32
+from mmsearch.posterior import Scale
+from mmsearch.search import Searcher
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
@@ -28,6 +30,13 @@ def _in_float32() -> None:
     """Pictures are computed in float32 unless a test says otherwise: what is faster is another thing on each machine.
     For the commands that tests run, too."""
     os.environ[DEFAULT_PRECISION] = FLOAT32
+
+
+@pytest.fixture
+def log_odds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are the log-odds of the calibrations, one match in a thousand, so that they can be worked out by hand; what
+    they mean for a question and a library is another matter, see ``test_posterior``."""
+    monkeypatch.setattr(Searcher, "_scale", lambda *_: Scale(1.0, 0.0))
 
 
 @pytest.fixture

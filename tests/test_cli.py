@@ -75,7 +75,7 @@ assert "Search your own pictures" in CliRunner().invoke(app, ["--help"]).output
 
 def test_a_command_is_built_when_it_is_asked_for() -> None:
     group = typer.main.get_command(app)
-    names = ["index", "query", "shell", "explain", "show", "status", "remove", "verify", "compact"]
+    names = ["index", "query", "shell", "explain", "show", "duplicates", "status", "remove", "verify", "compact"]
     assert list(group.commands)[: len(names)] == names and {"train", "eval"} <= set(group.commands)
     assert group.commands._built == {}
     query = group.commands["query"]
@@ -99,7 +99,7 @@ def test_a_question_in_words_never_loads_torch(samples_index: Path) -> None:
 def test_every_command_has_help_with_an_example() -> None:
     top = mmsearch("--help")
     assert top.returncode == 0
-    for command in ("index", "query", "explain", "status", "remove", "verify", "compact", "train"):
+    for command in ("index", "query", "explain", "duplicates", "status", "remove", "verify", "compact", "train"):
         assert command in top.stdout
         assert "Example: mmsearch" in mmsearch(command, "--help").stdout or command == "train"
 
