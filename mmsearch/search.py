@@ -469,7 +469,11 @@ class Searcher:
             kind: snapshot.reader.items_at(
                 kind,
                 sorted(
-                    {row for kinds in first for row in kinds[kind].rows.tolist()}
+                    {
+                        row
+                        for one, kinds in zip(asked, first, strict=True)
+                        for row in kinds[kind].rows[: max(pool, self._depth(one, kind))].tolist()
+                    }
                     | {row for spoken in worded if kind in spoken for row in spoken[kind].rows.tolist()}
                 ),
             )
@@ -487,7 +491,9 @@ class Searcher:
                 of_kind = self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons)
                 scale = self._scale(snapshot, kind, one, kinds[kind], of_kind)
                 matches += self._matches(snapshot, kind, one, kinds[kind], of_kind, scale)
-                least = float(of_kind.logits[-1]) if len(of_kind.rows) >= max(pool, self._depth(one, kind)) else -np.inf
+                most = max(pool, self._depth(one, kind))
+                of_kind = _Found(of_kind.rows[:most], of_kind.logits[:most], of_kind.reranked[:most])
+                least = float(of_kind.logits[-1]) if len(of_kind.rows) >= most else -np.inf
                 further = max(further, float(scale.log_odds(np.array(max(least, beyond)))))
                 early = set(of_kind.rows[: max(moments.POOL, self._depth(one, kind))].tolist())
                 early.update(spoken[kind].rows.tolist() if kind in spoken else ())

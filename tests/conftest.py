@@ -34,8 +34,8 @@ def _in_float32() -> None:
 
 @pytest.fixture
 def log_odds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are the log-odds of the calibrations, one match in a thousand, so that they can be worked out by hand; what
-    they mean for a question and a library is another matter, see ``test_posterior``."""
+    """Scores are the log-odds of the calibrations, one match in a thousand, and can be worked out by hand; what they
+    mean for a question and a library is another matter, see ``test_posterior``."""
     monkeypatch.setattr(Searcher, "_scale", lambda *_: Scale(1.0, 0.0))
 
 

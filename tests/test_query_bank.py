@@ -19,6 +19,8 @@ from indexer.types import Modality
 from mmsearch.rerank.bank import TEMPERATURES, QueryBank
 from mmsearch.rerank.fusion_onnx import FusionReranker
 
+pytestmark = pytest.mark.usefixtures("log_odds_alone")
+
 QUESTIONS = ["red", "green", "a green and red thing", "blue"]
 PICTURES = [(255, 0, 0), (0, 0, 255)]
 WEIGHTS = {"text->image": {"answer": -6.0, "question": 0.5}, "image->text": {"answer": -3.0, "question": 0.25}}

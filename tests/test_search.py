@@ -26,6 +26,8 @@ from indexer.reader import ReadCatalogue, Reader
 from indexer.types import Asset, Modality
 from mmsearch import background, calibration
 
+pytestmark = pytest.mark.usefixtures("log_odds_alone")
+
 Paint = Callable[..., Path]
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -55,6 +57,7 @@ def test_words_find_pictures_and_texts_with_scores_worked_out_by_hand(library: m
     assert hits[0].as_dict() == {
         "rank": 1,
         "score": round(by_hand(1.0), 6),
+        "level": "clear",
         "reranked": False,
         "kind": "image",
         "path": str(photos / "red.png"),
@@ -145,23 +148,31 @@ def test_thousands_of_paths_in_one_call(library: mmsearch.Library, paint: Paint)
     assert library.index(*paths).items == 300
     assert len(library.query("red", k=999, under=[*nowhere, *paths[:250]], collapse=False)) == 250
     assert library.remove(*nowhere, *paths[50:]) == 250
-    assert names(library.query("red", k=999, collapse=False)) == [path.name for path in paths[:50]]
+    left = names(library.query("red", k=999, collapse=False))
+    assert sorted(left) == sorted(path.name for path in paths[:50])
 
 
-def test_a_list_ends_where_nothing_else_matches_unless_a_length_is_asked_for(
-    library: mmsearch.Library, photos: Path
-) -> None:
-    """Red matches with 0.982, green and blue with 0.000006: only the first two are likely enough."""
+def test_a_list_hides_nothing_unless_it_is_asked_to(library: mmsearch.Library, photos: Path) -> None:
+    """Red matches with 0.982, green and blue with 0.000006; all are shown, and only the first two are clear."""
     library.index(photos)
     hits = library.query("red")
-    assert names(hits) == ["red.png", "notes.txt"] and hits.nothing_else_matches
+    assert len(hits) == 6 and names(hits)[:2] == ["red.png", "notes.txt"] and not hits.nothing_else_matches
+    assert [hit.level for hit in hits] == ["clear", "clear", "weak", "weak", "weak", "weak"] and hits.clear
     assert [hit.probability for hit in hits] == [hit.score for hit in hits]
-    everything = library.query("red", k=6)
-    assert len(everything) == 6 and not everything.nothing_else_matches
-    assert everything[:2] == hits
-    assert library.query("red", min_prob=0.0) == everything
-    assert library.query("red", k=6, min_prob=0.5) == hits
+    assert hits.estimated_matches == pytest.approx(sum(hit.score for hit in hits))
+    assert library.query("red", k=6) == hits == library.query("red", min_prob=0.0)
+    for few in (library.query("red", k=6, min_prob=0.5), library.query("red", only_clear=True)):
+        assert few == hits[:2] and few.nothing_else_matches
     assert library.query("red", k=1, min_prob=0.5).nothing_else_matches is False
+
+
+def test_where_nothing_is_likely_the_nearest_five_are_shown(library: mmsearch.Library, photos: Path) -> None:
+    """Black is as far from red as from green and blue."""
+    library.index(photos)
+    hits = library.query("black")
+    assert len(hits) == 5 and {hit.level for hit in hits} == {"weak"} and not hits.clear
+    assert hits == library.query("black", k=6)[:5]
+    assert library.query("black", only_clear=True) == []
 
 
 def test_nothing_matches_and_nothing_to_choose_from_are_two_things(library: mmsearch.Library, photos: Path) -> None:
@@ -172,6 +183,8 @@ def test_nothing_matches_and_nothing_to_choose_from_are_two_things(library: mmse
     assert empty == [] and not empty.nothing_else_matches
     assert nothing.as_dict() == {
         "hits": [],
+        "clear": False,
+        "estimated_matches": 2.0,
         "nothing_else_matches": True,
         "not_reranked": "there is no reranker for colours",
         "understood": None,
