@@ -189,7 +189,7 @@ def test_the_rotated_photograph_is_found_as_it_is_meant_to_be_seen(samples_index
         for picture in (tmp_path / "upright.png", stored, tmp_path / "sideways.png")
     )
     assert float(str(upright["score"])) == pytest.approx(float(str(same["score"])), abs=0.005)
-    assert float(str(sideways["score"])) < float(str(same["score"])) - 0.05
+    assert float(str(sideways["score"])) < float(str(same["score"])) - 0.01
 
 
 # -- the shapes of an answer -------------------------------------------------------------------------------------------
@@ -236,6 +236,8 @@ def test_nothing_found_is_said_and_is_no_failure(samples_index: Path) -> None:
     assert run.returncode == 0
     assert json.loads(run.stdout) == {
         "hits": [],
+        "clear": False,
+        "estimated_matches": 0.0,
         "nothing_else_matches": False,
         "not_reranked": None,
         "understood": None,

@@ -23,6 +23,8 @@ from mmsearch.evaluation.gallery import indexed
 from mmsearch.evaluation.kinds import agreeing, everyday_kinds, fits, matches, read_captions, read_kinds, stem
 from mmsearch.evaluation.libraries import draws, library_of, read_pool
 
+pytestmark = pytest.mark.usefixtures("log_odds_alone")
+
 Paint = Callable[..., Path]
 
 KINDS = read_kinds(
@@ -173,8 +175,9 @@ def test_measures_worked_out_by_hand(data: Captioned) -> None:
     """A cosine of 1 is a probability of 0.9820, one of 0.2 is 0.0000061; words without a colour, (0, 0, 0, 1), are at
     0.447 from all: logit 2 · (0.447 - 0.5) / 0.1 - 6 = -7.06, 0.00086.
 
-    Asked are "red" and "a red" (two shown, the first one right) and "green" (one shown, right): precision of what is
-    shown 2/3, of the first ten 0.1, nothing refused. Each of the nine answers has 0.982 or next to nothing; in the bin
+    Asked are "red" and "a red" (two clear, the first one right) and "green" (one clear, right), all three shown:
+    precision of what is shown 1/3, of what is clear 2/3, of the first ten 0.1, nothing refused. Each of the nine
+    answers has 0.982 or next to nothing; in the bin
     of 0.982 are 5, 3 of them right: (5 · 0.982 - 3) / 9. "blue" and "a sea" are absent, "wall" is not.
     """
     result = evaluate_everyday(ColourEncoder(), data, kinds=KINDS, sizes=(3, 50), name="doors")
@@ -184,17 +187,17 @@ def test_measures_worked_out_by_hand(data: Captioned) -> None:
     assert size.questions == {"present": 3, "absent": 2, "captions": 3}
     assert size.kinds == {"present": 2, "absent": 2}
     values = {name: found.value for name, found in size.measures.items()}
-    assert values["precision of shown"] == values["precision of clear"] == pytest.approx(2 / 3)
+    assert (values["precision of shown"], values["precision of clear"]) == pytest.approx((1 / 3, 2 / 3))
     assert values["precision@10"] == pytest.approx(0.1)
     assert values["nDCG@10"] == pytest.approx(1)
     assert (values["refused"], values["nothing clear"]) == (0, 0)
     assert values["ECE"] == pytest.approx((5 * 0.98201 - 3) / 9, abs=1e-4)
     assert values["ECE: said"] == pytest.approx(5 * 0.98201 / 9, abs=1e-4)
     assert values["ECE: true"] == pytest.approx(3 / 9)
-    # "blue" is at 0.2 from red and green, "a sea" at 0.447: nothing is shown of either
-    assert (values["absent answered"], values["absent answered as clear"]) == (0, 0)
+    # "blue" is at 0.2 from red and green, "a sea" at 0.447: nothing is clear of either
+    assert (values["absent answered"], values["absent answered as clear"]) == (1, 0)
     assert values["absent answered as sure"] == 0
-    assert size.by_kind["red"]["shown"] == 2 and size.by_kind["red"]["relevant"] == 1
+    assert size.by_kind["red"]["shown"] == 3 and size.by_kind["red"]["relevant"] == 1
 
 
 def test_captions_are_judged_by_the_picture_meant_and_by_what_is_said(paint: Paint) -> None:
@@ -207,14 +210,15 @@ def test_captions_are_judged_by_the_picture_meant_and_by_what_is_said(paint: Pai
     assert values["captions ECE, what is said"] == pytest.approx(1 - 0.98201, abs=1e-4)
 
 
-def test_what_is_present_and_shown_nowhere_is_refused(paint: Paint) -> None:
-    """The picture is said to be red and is blue: at 0.2 nothing is shown, and the question "blue" is answered."""
+def test_what_is_present_and_looks_otherwise_is_not_clear(paint: Paint) -> None:
+    """The picture is said to be red and is blue: at 0.2 nothing is clear, and the question "blue" has clear answers."""
     data = captioned({paint("1.png", BLUE): ["red", "a red"], paint("2.png", BLUE): ["a thing", "a thing"]})
     (size,) = evaluate_everyday(ColourEncoder(), data, kinds=KINDS, sizes=(2,)).sizes
     values = {name: found.value for name, found in size.measures.items()}
-    assert (values["refused"], values["nothing clear"], values["precision of shown"]) == (1, 1, 0)
+    assert (values["refused"], values["nothing clear"], values["precision of shown"]) == (0, 1, 0.5)
     assert size.kinds == {"present": 1, "absent": 3}
-    assert values["absent answered"] == values["absent answered as sure"] == pytest.approx(1 / 3)
+    assert values["absent answered"] == 1
+    assert values["absent answered as clear"] == values["absent answered as sure"] == pytest.approx(1 / 3)
 
 
 def test_one_caption_may_be_enough(data: Captioned) -> None:

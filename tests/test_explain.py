@@ -41,7 +41,7 @@ from mmsearch.rerank.fusion_onnx import FusionReranker
 from mmsearch.rerank.load import load_reranker
 from mmsearch.rerank.overlay import coloured, draw, heated
 
-pytestmark = pytest.mark.slow(reason="runs the command as a process")
+pytestmark = [pytest.mark.slow(reason="runs the command as a process"), pytest.mark.usefixtures("log_odds_alone")]
 
 ROOT_2, HALF = math.sqrt(2), math.sqrt(0.5)
 DOG = SAMPLES / "photos" / "IMG_0045.jpg"
@@ -457,13 +457,13 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_draws_and_says_where(untrained: Path, tmp_path: Path) -> None:
     """Without an index."""
     run = command("explain", "a dog's tongue", DOG, "--reranker", untrained, "--index", tmp_path / "i", cwd=tmp_path)
-    assert (run.returncode, run.stderr) == (0, "mmsearch: wrote dog.explained.png\n")
+    assert (run.returncode, run.stderr) == (0, "mmsearch: wrote IMG_0045.explained.png\n")
     assert not (tmp_path / "i").exists()
     with mmsearch.open(tmp_path / "i", reranker=untrained) as library:
         expected = library.explain("a dog's tongue", DOG)
     assert run.stdout.splitlines() == explanation_lines(expected)
     assert [line.split()[1] for line in run.stdout.splitlines()[1:]] == ["a", "dog's", "tongue"]
-    with Image.open(tmp_path / "dog.explained.png") as sheet:
+    with Image.open(tmp_path / "IMG_0045.explained.png") as sheet:
         assert (sheet.format, sheet.width) == ("PNG", 824)
 
 

@@ -23,6 +23,8 @@ from indexer.errors import UsageError
 from indexer.types import Modality
 from mmsearch.like import stored
 
+pytestmark = pytest.mark.usefixtures("log_odds_alone")
+
 Paint = Callable[..., Path]
 
 
@@ -125,7 +127,10 @@ def test_stored_tokens_are_reranked_as_those_of_the_picture(tmp_path: Path) -> N
     with mmsearch.open(tmp_path / "index", model=PatchColourEncoder(), reranker=reranker) as library:
         library.add([mmsearch.Addition(text, text=text) for text in ("a red thing", "a green thing", "blue")])
         library.add([mmsearch.Addition("mine", image=picture), mmsearch.Addition("other", image=picture)])
-        by_file, by_picture = library.query(like="mine", k=4), library.query(image=picture, k=5)
+        by_file, by_picture = (
+            library.query(**question, collapse=False)
+            for question in ({"like": "mine", "k": 4}, {"image": picture, "k": 5})
+        )
         expected = [(hit.key, hit.reranked) for hit in by_picture if hit.key != "mine"]
         assert [(hit.key, hit.reranked) for hit in by_file] == expected
         scores = [hit.score for hit in by_picture if hit.key != "mine"]
@@ -136,7 +141,7 @@ def test_stored_tokens_are_reranked_as_those_of_the_picture(tmp_path: Path) -> N
         assert bare.not_reranked == "the file that asks has no image tokens; 'mmsearch index --add-tokens' makes them"
         assert not any(hit.reranked for hit in bare)
         assert bare == library.query(like="bare", k=4, kind="text", rerank=False)
-        of_text = library.query(like="blue", k=5)
+        of_text = library.query(like="blue", k=5, collapse=False)
         assert of_text.not_reranked is None and names(of_text)[:2] == ["mine", "other"]
 
 

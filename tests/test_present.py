@@ -24,8 +24,8 @@ def hit(rank: int, score: float, path: str, text: str | None = None) -> Hit:
 def test_table_with_a_long_passage_is_cut_at_the_width() -> None:
     hits = [hit(1, 0.987, "/p/cat.jpg"), hit(2, 0.5, "/p/notes.txt", "a cat\nsat on the mat " * 20)]
     lines = hits_table(hits, width=60).splitlines()
-    assert lines[0] == " 0.99  image  /p/cat.jpg"
-    assert lines[1].startswith(" 0.50  text   /p/notes.txt:7  a cat sat on the mat a cat")
+    assert lines[0] == " 99% clear   image  /p/cat.jpg"
+    assert lines[1].startswith(" 50% likely  text   /p/notes.txt:7  a cat sat on the mat")
     assert len(lines[1]) == 60 and lines[1].endswith("…")
 
 

@@ -29,12 +29,15 @@ def test_everything_at_once() -> None:
         after="2021",
         before=datetime(2022, 1, 1),
         min_prob=0.5,
-        match=0.25,
+        only_clear=True,
+        unsure=3,
         rerank=False,
         candidates=7,
     )
     where = Filter((os.path.abspath("photos"),), 1609459200.0, 1640995200.0)
-    assert query == Query("at night", image, ("people",), (Modality.IMAGE, Modality.TEXT), where, 0.5, 0.25, False, 7)
+    assert query == Query(
+        "at night", image, ("people",), (Modality.IMAGE, Modality.TEXT), where, 0.5, True, 3, False, 7
+    )
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", "\n"])

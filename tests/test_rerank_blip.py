@@ -31,15 +31,21 @@ from transformers import (
 )
 
 import mmsearch
+from indexer.encoders.mini import MiniEncoder
 from indexer.errors import DecodeError, ModelError, UsageError
 from indexer.types import Modality
 from mmsearch import calibration
+from mmsearch.library import mini_calibration
+from mmsearch.posterior import one_expected
 from mmsearch.rerank import PictureSide, TextSide, itm
 from mmsearch.rerank.itm import HUB, ItmReranker, RecentFeatures
 from mmsearch.rerank.itm_torch import ItmModel
 from mmsearch.rerank.load import load_reranker
 
-pytestmark = pytest.mark.slow(reason="loads models of transformers in processes of their own")
+pytestmark = [
+    pytest.mark.slow(reason="loads models of transformers in processes of their own"),
+    pytest.mark.usefixtures("log_odds_alone"),
+]
 
 PHOTOGRAPHS = ("IMG_0043.jpg", "IMG_0009.jpg", "IMG_0030.jpg")
 WORDS = ["a red parrot", "bear", "the balloon and the blue and the red and the green and the bear of a parrot", ""]
@@ -425,14 +431,17 @@ def test_the_command_reranks_with_a_folder(index: Path, folders: dict[str, Path]
     reranker = ItmReranker(folders["blip-2"], "cpu")
     logits = reranker.score([TextSide("a tropical bird")], photographs(), every_pair(1, 3))
     scores = {Path(hit["path"]).name: hit["score"] for hit in hits if hit["kind"] == "image"}
-    first = json.loads(command("query", "a tropical bird", *asked, "--no-rerank").stdout)["hits"]
-    before = {Path(hit["path"]).name: hit["score"] for hit in first if hit["kind"] == "image"}
+    encoder, line = MiniEncoder("cpu"), mini_calibration()[Modality.TEXT, Modality.IMAGE]
+    (asked_vector,) = encoder.encode_texts(["a tropical bird"])
     for path, logit in zip(PHOTOGRAPHS, logits.tolist(), strict=True):
         name = Path(path).name
-        dual = math.log(before[name] / (1 - before[name]))
-        assert scores[name] == pytest.approx(probability(dual + logit + math.log(2)), rel=0.1), name
+        with Image.open(index.parent / "photos" / name) as image:
+            cosine = float(encoder.encode_images([image.convert("RGB")])[0] @ asked_vector)
+        log_odds = line.gain * cosine + line.offset + logit + math.log(2)  # at one match in a thousand
+        expected = probability(log_odds + one_expected(3).offset)
+        assert scores[name] == pytest.approx(expected, rel=0.15), name
     of_picture = command(
-        "query", "--image", index.parent / "photos" / "parrot.jpg", *asked, "--reranker", folders["blip-2"]
+        "query", "--image", index.parent / "photos" / PHOTOGRAPHS[0], *asked, "--reranker", folders["blip-2"]
     )
     assert (of_picture.returncode, of_picture.stderr) == (0, "")
     assert {(hit["kind"], hit["reranked"]) for hit in json.loads(of_picture.stdout)["hits"]} == {

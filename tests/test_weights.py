@@ -19,6 +19,8 @@ from mmsearch import asking
 from mmsearch.query import parse_query
 from mmsearch.weights import Weighted, read, split
 
+pytestmark = pytest.mark.usefixtures("log_odds_alone")
+
 COLOURS = {"red": RED, "green": GREEN, "blue": BLUE, "pink": (255, 0, 255), "teal": (0, 255, 255), "grey": (90, 90, 90)}
 
 

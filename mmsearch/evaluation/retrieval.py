@@ -451,11 +451,15 @@ class _Asking:
     def _query(self, asked: Modality, answered: Modality, question: _Question) -> Query | None:
         """None for a picture that can no longer be read; it is remembered."""
         if asked is Modality.TEXT:
-            return Query(question.text, kinds=(answered,), rerank=self.depth > 0, candidates=self.depth or None)
+            return Query(
+                question.text, kinds=(answered,), rerank=self.depth > 0, candidates=self.depth or None, collapse=False
+            )
         picture = self.data.pictures[question.picture]
         try:
             image = read_picture(picture, self.searcher.encoder.image_size)
-            return Query(image=image, kinds=(answered,), rerank=self.depth > 0, candidates=self.depth or None)
+            return Query(
+                image=image, kinds=(answered,), rerank=self.depth > 0, candidates=self.depth or None, collapse=False
+            )
         except (DecodeError, OSError) as exc:
             self.unread.append(Skipped(picture.name, f"is in the index and cannot ask: {exc}"))
             return None
