@@ -130,7 +130,7 @@ def test_equals_asking_one_by_one_for_everything(tmp_path: Path, paint: Paint) -
             hits = twin.query(question, k=70, kind="image", collapse=False)
             assert found == [hit.rank for hit in hits if question in data.captions[int(hit.key or "")]]
         for n, found in enumerate(ranks(to_text)):
-            hits = twin.query(image=data.pictures[n].path, k=len(texts), kind="text")
+            hits = twin.query(image=data.pictures[n].path, k=len(texts), kind="text", collapse=False)
             assert found == [hit.rank for hit in hits if hit.text in data.captions[n]]
 
 
