@@ -27,7 +27,7 @@ _WORTH_A_LINE = 100
 
 def hits_table(hits: Sequence[Hit], *, width: int) -> str:
     """A line for each hit: how likely it is to match and what that means in a word, its kind, where it is, and for a
-    text its beginning, cut at ``width`` columns. Where words alone were asked for, that is their score.
+    text its beginning, which is cut at ``width`` columns. Where words alone were asked for, that is their score.
 
     A list of files has their dates, in UTC as filters have them, instead of scores.
     """
@@ -39,8 +39,9 @@ def hits_table(hits: Sequence[Hit], *, width: int) -> str:
         line = f"{first}  {hit.kind:<5}  {place}"
         if hit.text:
             source = f"({hit.source}) " if hit.source else ""
+            least = len(line)  # of the text something may be missing, not of where it is
             line = f"{line:<{len(first) + column + 9}}  {source}{' '.join(hit.text.split())}"
-            line = line if len(line) <= width else line[: width - 1] + "…"
+            line = line if len(line) <= max(width, least) else line[: max(width - 1, least)] + "…"
         lines.append(line)
     return "\n".join(lines)
 
