@@ -10,12 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from indexer.errors import MmsearchError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 STDIN = "-"
 """What stands for the questions of standard input."""

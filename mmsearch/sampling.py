@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -23,44 +23,76 @@ WORTH = 0.1
 """Mean probability of these from which on it is worth a look."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """Items spread over a library, or over the part of it that may answer.
 
     Attributes:
         rows: theirs ``(S,)``, growing.
-        vectors: ``(S, D)``.
         items: how many the library has, or the part.
     """
 
-    rows: np.ndarray
-    vectors: np.ndarray
-    items: int
+    def __init__(self, rows: np.ndarray, items: int, fetch: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.rows = rows
+        self.items = items
+        self._fetch = fetch
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """``(S, D)``; read when they are first asked for, as most questions need only those of pictures."""
+        return self._fetch(self.rows)
+
+
+class Ground:
+    """What the answers to one question stand out from: a sample, and its log-odds by the first stage.
+
+    Args:
+        direction, offset: a vector's log-odds are its product with ``direction`` ``(D,)`` and ``offset``.
+    """
+
+    def __init__(self, sample: Sample, direction: np.ndarray, offset: float) -> None:
+        self.sample = sample
+        self._direction = direction
+        self._offset = offset
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """``(S,)``."""
+        return np.asarray(self.sample.vectors.astype(np.float64) @ self._direction + self._offset)
 
 
 class Samples:
-    """The samples of an index, each kept until the index changes. May be used from several threads."""
+    """The samples of an index, whose vectors are kept until it changes. May be used from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[Modality, tuple[int, Sample]] = {}
+        self._kept: dict[Modality, tuple[int, np.ndarray]] = {}
 
     def of(self, snapshot: Snapshot, modality: Modality, allowed: np.ndarray | None = None) -> Sample:
         """That of one kind; of the rows ``allowed`` ``(A,)``, growing, where not all may answer."""
         if allowed is not None:
-            return _drawn(snapshot, modality, allowed)
+            return Sample(allowed[spread_places(len(allowed))], len(allowed), snapshot.vectors[modality].fetch)
+        count, dead = snapshot.state.rows[modality], snapshot.dead[modality]
+        return Sample(spread_rows(count, dead), count - len(dead), partial(self._vectors, snapshot, modality))
+
+    def _vectors(self, snapshot: Snapshot, modality: Modality, rows: np.ndarray) -> np.ndarray:
         with self._lock:
-            kept = self._kept.get(modality)
-            if kept is None or kept[0] != snapshot.state.version:
-                rows = snapshot.state.rows[modality]
-                alive = np.setdiff1d(np.arange(rows), snapshot.dead[modality], assume_unique=True)
-                kept = self._kept[modality] = snapshot.state.version, _drawn(snapshot, modality, alive)
-            return kept[1]
+            version, vectors = self._kept.get(modality, (None, None))
+            if vectors is None or version != snapshot.state.version:
+                vectors = snapshot.vectors[modality].fetch(rows)
+                self._kept[modality] = snapshot.state.version, vectors
+            return vectors
 
 
-def _drawn(snapshot: Snapshot, modality: Modality, rows: np.ndarray) -> Sample:
-    chosen = rows[spread_places(len(rows))]
-    return Sample(chosen, snapshot.vectors[modality].fetch(chosen), len(rows))
+def spread_rows(count: int, dead: np.ndarray) -> np.ndarray:
+    """At most ``SIZE`` of the rows 0 to ``count`` - 1 that are not ``dead``, growing.
+
+    Where few are dead they are dropped from a sample of all, so that nothing is as long as the index.
+    """
+    if 2 * len(dead) > count or count <= 2 * SIZE:
+        alive = np.setdiff1d(np.arange(count), dead, assume_unique=True)
+        return alive[spread_places(len(alive))]
+    places = spread_places(count)
+    return places[~np.isin(places, dead)]
 
 
 def spread_places(count: int) -> np.ndarray:

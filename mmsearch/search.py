@@ -28,7 +28,7 @@ from mmsearch.query import Query
 from mmsearch.readable import with_texts
 from mmsearch.rerank import PictureSide, Reranker, TextSide
 from mmsearch.rerank.stage import SecondStage, fused_order
-from mmsearch.sampling import TAIL, WORTH, Sample, Samples, matches_beyond
+from mmsearch.sampling import TAIL, WORTH, Ground, Samples, matches_beyond
 from mmsearch.things import Scored, Thing, things
 from mmsearch.words import evidence, raised
 
@@ -488,24 +488,25 @@ class Searcher:
             for kind in kinds:
                 if not len(kinds[kind].rows):
                     continue
-                of_kind = self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons)
-                scale = self._scale(snapshot, kind, one, kinds[kind], of_kind)
-                matches += self._matches(snapshot, kind, one, kinds[kind], of_kind, scale)
+                again = self._look_again(snapshot, kind, one, kinds[kind], items[kind], reasons)
+                ground = self._ground(snapshot, kind, one)
+                scale = self._scale(one, kind, ground, kinds[kind], again)
                 most = max(pool, self._depth(one, kind))
-                of_kind = _Found(of_kind.rows[:most], of_kind.logits[:most], of_kind.reranked[:most])
-                least = float(of_kind.logits[-1]) if len(of_kind.rows) >= most else -np.inf
+                least = float(again.logits[most - 1]) if len(again.rows) >= most else -np.inf
                 further = max(further, float(scale.log_odds(np.array(max(least, beyond)))))
-                early = set(of_kind.rows[: max(moments.POOL, self._depth(one, kind))].tolist())
+                early = set(again.rows[: max(moments.POOL, self._depth(one, kind))].tolist())
                 early.update(spoken[kind].rows.tolist() if kind in spoken else ())
-                of_kind = self._with_words(snapshot, kind, one, of_kind, spoken.get(kind), items[kind])
+                of_kind = self._with_words(snapshot, kind, one, again, spoken.get(kind), items[kind])
+                matches += self._matches(snapshot, kind, one, ground, of_kind, scale)
                 found += [
-                    Scored(logit, items[kind][row], again, row not in early)
-                    for logit, row, again in zip(
+                    Scored(logit, items[kind][row], reranked, row not in early)
+                    for logit, row, reranked in zip(
                         scale.log_odds(of_kind.logits).tolist(),
                         of_kind.rows.tolist(),
                         of_kind.reranked.tolist(),
                         strict=True,
                     )
+                    if row in items[kind]
                 ]
             others = _without(one.own, moments.with_videos(found, videos))
             merged = collapse(snapshot.reader, one.query, things(moments.merge(others, one.query.moments)), k)
@@ -517,31 +518,29 @@ class Searcher:
             answers.append((hits, enough))
         return answers
 
-    def _scale(self, snapshot: Snapshot, answered: Modality, asked: Asked, first: _Found, again: _Found) -> Scale:
+    def _ground(self, snapshot: Snapshot, answered: Modality, asked: Asked) -> Ground:
+        """What the answers of one kind stand out from."""
+        sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, asked.query))
+        return Ground(sample, *self._line(asked, answered))
+
+    def _scale(self, asked: Asked, answered: Modality, ground: Ground, first: _Found, again: _Found) -> Scale:
         """What log-odds of one kind mean for this question and this library.
 
         Args:
             first, again: what was found, before and after the second stage.
         """
-        sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, asked.query))
         fitted = self._posteriors(bool(again.reranked.any())).get((Modality.TEXT, _as_trained(answered)))
         if fitted is None or len(asked.wanted) > 1 or asked.query.text is None:
             words_alone = answered is Modality.TEXT and all(part.asked is Modality.TEXT for part in asked.wanted)
-            return one_expected(sample.items, PASSAGES if words_alone else 1.0)
-        return fitted.scale(self._signs(asked, answered, sample, first, again))
+            return one_expected(ground.sample.items, PASSAGES if words_alone else 1.0)
+        return fitted.scale(self._signs(asked, answered, ground, first, again))
 
-    def _signs(self, asked: Asked, answered: Modality, sample: Sample, first: _Found, again: _Found) -> np.ndarray:
+    def _signs(self, asked: Asked, answered: Modality, ground: Ground, first: _Found, again: _Found) -> np.ndarray:
         """What ``signs_of`` says of a question in words."""
         reranked = bool(again.reranked.any())
         near = self._second.nearness(asked.wanted[0].vector, answered) if reranked and self._second else 0.0
-        background = self._background(asked, answered, sample)
         words = len((asked.query.text or "").split())
-        return signs_of(words, sample.items, again.logits[:SEEN], first.logits[:SEEN], background, near)
-
-    def _background(self, asked: Asked, answered: Modality, sample: Sample) -> np.ndarray:
-        """Log-odds of the first stage of a sample ``(S,)``."""
-        direction, offset = self._line(asked, answered)
-        return np.asarray(sample.vectors.astype(np.float64) @ direction + offset)
+        return signs_of(words, ground.sample.items, again.logits[:SEEN], first.logits[:SEEN], ground.logits, near)
 
     def seen(self, query: Query, answered: Modality) -> Seen:
         """What a posterior is fitted to: the best answers of one kind to a question in words, and its signs.
@@ -554,8 +553,7 @@ class Searcher:
             first = self._search_kind(snapshot, answered, asked, max(SEEN, self._depth(asked, answered)))
             items = snapshot.reader.items_at(answered, first.rows.tolist())
             again = self._look_again(snapshot, answered, asked, first, items, [])
-            sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, query))
-            signs = self._signs(asked, answered, sample, first, again)
+            signs = self._signs(asked, answered, self._ground(snapshot, answered, asked), first, again)
         order = np.lexsort((first.rows, -again.logits))[:SEEN]
         return Seen(tuple(items[row] for row in first.rows[order].tolist()), again.logits[order], signs)
 
@@ -565,26 +563,25 @@ class Searcher:
         return getattr(self._second.reranker, "posterior", {})
 
     def _matches(
-        self, snapshot: Snapshot, answered: Modality, asked: Asked, first: _Found, again: _Found, scale: Scale
+        self, snapshot: Snapshot, answered: Modality, asked: Asked, ground: Ground, found: _Found, scale: Scale
     ) -> float:
         """How many items of one kind match, about: the probabilities of the best, and an estimate of what follows."""
-        likely = scale.probabilities(again.logits[:SEEN])
+        best = np.lexsort((found.rows, -found.logits))[:SEEN]
+        likely = scale.probabilities(found.logits[best])
         count = float(likely.sum())
         if len(likely) < SEEN or float(likely[-TAIL:].mean()) < WORTH or asked.unwanted:
             return count
-        reranked = bool(again.reranked.any())
+        reranked = bool(found.reranked.any())
         if reranked and (self._second is None or self._second.reranker.compressor is None):
             return count  # its pictures would have to be opened
-        sample = self._samples.of(snapshot, answered, allowed_rows(snapshot, answered, asked.query))
-        background = self._background(asked, answered, sample)
 
         def probabilities(places: np.ndarray) -> np.ndarray:
-            some = _Found(sample.rows[places], background[places], np.zeros(len(places), dtype=bool))
+            some = _Found(ground.sample.rows[places], ground.logits[places], np.zeros(len(places), dtype=bool))
             if reranked:
                 some = self._look_again(snapshot, answered, asked, some, {}, [], depth=len(places))
             return scale.probabilities(some.logits)
 
-        return count + matches_beyond(sample, background, first.rows[:SEEN], probabilities)
+        return count + matches_beyond(ground.sample, ground.logits, found.rows[best], probabilities)
 
     def _depth(self, asked: Asked, answered: Modality) -> int:
         """How many answers of one kind are looked at again."""
@@ -690,7 +687,7 @@ class Searcher:
             self._word_totals = snapshot.state.version, reader.word_totals()
 
         def nearest(kind: Modality, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-            most = max(pool, self._depth(asked, kind))
+            most = max(pool, self._depth(asked, kind), SEEN)
             found = self._search_kind(snapshot, kind, asked, most, among)
             return found.rows, found.logits, len(found.rows) == most
 
@@ -917,7 +914,7 @@ def _hits(
         shown,
         nothing_else_matches=len(shown) < len(hits) and (query.min_prob is not None or query.only_clear),
         not_reranked=not_reranked,
-        estimated_matches=max(matches, float(sum(hit.score for hit in hits))),
+        estimated_matches=matches,
     )
 
 

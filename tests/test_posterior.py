@@ -14,7 +14,7 @@ from indexer.types import Modality
 from mmsearch import posterior
 from mmsearch.posterior import CLEAR, LIKELY, SIGNS, Posterior, Scale, level, one_expected, signs_of
 from mmsearch.rerank.load import PACKAGED
-from mmsearch.sampling import SIZE, Sample, matches_beyond, spread_places
+from mmsearch.sampling import SIZE, Sample, matches_beyond, spread_places, spread_rows
 
 TO_IMAGE = (Modality.TEXT, Modality.IMAGE)
 
@@ -141,12 +141,22 @@ def test_places_are_spread_evenly(count: int) -> None:
         assert places[0] == 0 and places[-1] == count - 1
 
 
+@pytest.mark.parametrize(("count", "every"), [(10, 3), (3000, 2), (50_000, 7), (50_000, 1)])
+def test_no_row_of_a_sample_is_dead(count: int, every: int) -> None:
+    """Of few rows all that are alive, of many a sample; with ``every`` 1 all but one are dead."""
+    dead = np.arange(0, count, every) if every > 1 else np.arange(1, count)
+    rows = spread_rows(count, dead)
+    alive = count - len(dead)
+    assert not np.isin(rows, dead).any() and (np.diff(rows) > 0).all()
+    assert min(alive, SIZE // 2) <= len(rows) <= SIZE
+
+
 def test_how_many_match_behind_the_best_is_what_counting_gives() -> None:
     """A library of 4,000 of which the first 900 by the first stage match; 50 of them are counted already."""
     items = 4000
     rows = spread_places(items)
     first = -rows.astype(float)
-    sample = Sample(rows, np.zeros((len(rows), 1)), items)
+    sample = Sample(rows, items, lambda asked: np.zeros((len(asked), 1)))
     scale = Scale(0.05, 45.0)  # a match is as likely as not at -900
     asked: list[int] = []
 
@@ -162,5 +172,5 @@ def test_how_many_match_behind_the_best_is_what_counting_gives() -> None:
 
 
 def test_nothing_matches_behind_the_best_of_a_library_that_is_all_counted() -> None:
-    sample = Sample(np.arange(5), np.zeros((5, 1)), 5)
+    sample = Sample(np.arange(5), 5, lambda asked: np.zeros((len(asked), 1)))
     assert matches_beyond(sample, np.zeros(5), np.arange(5), lambda places: np.ones(len(places))) == 0.0
