@@ -33,8 +33,8 @@ from PIL import Image
 
 import mmsearch
 from indexer.pooling import POOL
+from mmsearch.hits import Hits
 from mmsearch.query import parse_query
-from mmsearch.search import Hits
 
 PHOTOGRAPHS = 300
 FPS = 12

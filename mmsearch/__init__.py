@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from indexer.types import Asset, Item, Modality, Skipped, Span
     from indexer.writer import VerifyReport
     from mmsearch.duplicates import Duplicates
+    from mmsearch.hits import Hit, Hits
     from mmsearch.library import Library, Status, open
     from mmsearch.query import Query, parse_query
     from mmsearch.rerank import Reranker
     from mmsearch.rerank.explanation import Explanation
-    from mmsearch.search import Hit, Hits, Searcher
+    from mmsearch.search import Searcher
 
 __version__ = "0.1.0"
 
@@ -47,8 +48,8 @@ _HOME = {
     "DecodeError": "indexer.errors",
     "Duplicates": "mmsearch.duplicates",
     "Explanation": "mmsearch.rerank.explanation",
-    "Hit": "mmsearch.search",
-    "Hits": "mmsearch.search",
+    "Hit": "mmsearch.hits",
+    "Hits": "mmsearch.hits",
     "IndexBusy": "indexer.errors",
     "IndexDamaged": "indexer.errors",
     "Item": "indexer.types",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from indexer.index import Index
-from mmsearch.search import Hits
+from mmsearch.hits import Hits
 
 _TEXTS = (".csv", ".tsv", ".txt")
 

@@ -25,10 +25,11 @@ from indexer.tokens import Compressor
 from indexer.types import VISUAL, Modality, Skipped
 from mmsearch import background, calibration
 from mmsearch.captioned import with_pictures
+from mmsearch.hits import Hits
 from mmsearch.query import parse_query
 from mmsearch.rerank import Reranker
 from mmsearch.rerank.load import check_reads, load_reranker
-from mmsearch.search import Hits, Searcher, plain_hits
+from mmsearch.search import Searcher, plain_hits
 from mmsearch.spelling import read_words, with_words
 from mmsearch.understanding import Understood, understand
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from indexer.performance import Performance, Stage
     from indexer.reports import TokensReport, UpdateReport
     from mmsearch.duplicates import Duplicates
+    from mmsearch.hits import Hit, Hits
     from mmsearch.library import Status
     from mmsearch.rerank.explanation import Explanation
-    from mmsearch.search import Hit, Hits
     from mmsearch.understanding import Understood
 
 _SKIPPED_SHOWN = 20

@@ -10,9 +10,9 @@ import pytest
 
 from indexer.reports import Progress, UpdateReport
 from indexer.types import Asset, Item, Modality, Skipped, Span
+from mmsearch.hits import Hit
 from mmsearch.present import display_path, duration, hits_paths, hits_table, report_lines
 from mmsearch.progress import ProgressLine, describe, describe_within
-from mmsearch.search import Hit
 
 
 def hit(rank: int, score: float, path: str, text: str | None = None) -> Hit:

@@ -33,8 +33,8 @@ from indexer.pipeline import add_tokens, update
 from indexer.types import Asset, Item, Modality, Span
 from indexer.writer import IndexWriter
 from mmsearch import moments, showing
+from mmsearch.hits import Hit
 from mmsearch.query import parse_query
-from mmsearch.search import Hit
 from mmsearch.things import Scored
 
 pytestmark = pytest.mark.slow(reason="encodes and decodes videos")
